@@ -1,0 +1,58 @@
+"""workbench: a Jupyter-first bench for post-training language models on one GPU or a laptop.
+
+    import workbench as wb
+
+    policy = wb.load("tiny").attach(wb.LoRA(r=16))
+    run = wb.grpo(policy, wb.task("sums"), steps=40, lr=5e-4)
+    for step in run:
+        print(step.index, step.metrics["reward"])
+
+Importing this is light: torch and everything else heavy come in when a name first needs them.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "load": "workbench.policy",
+    "Policy": "workbench.policy",
+    "LoRA": "workbench.adapters",
+    "Rollouts": "workbench.sampling.rollouts",
+    "rows": "workbench.rows:rows",
+    "Rows": "workbench.rows",
+    "Task": "workbench.tasks",
+    "task": "workbench.tasks",
+    "sft": "workbench.launch",
+    "dpo": "workbench.launch",
+    "grpo": "workbench.launch",
+    "open": "workbench.launch:open_run",
+    "resume": "workbench.launch",
+    "runs": "workbench.launch",
+    "Run": "workbench.run",
+    "WorkbenchError": "workbench.errors",
+    "SettingError": "workbench.errors",
+    "DataError": "workbench.errors",
+    "RewardError": "workbench.errors",
+    "StoreError": "workbench.errors",
+    "RunError": "workbench.errors",
+}
+"""public name -> the module that has it (`module:name` where it is called differently there)"""
+
+__all__ = [*_NAMES, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        from workbench.errors import did_you_mean
+
+        raise AttributeError(f"workbench has no {name!r}.{did_you_mean(name, _NAMES)}")
+    module, _, attribute = _NAMES[name].partition(":")
+    value = getattr(import_module(module), attribute or name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,112 @@
+"""Adapters: what is trained instead of the whole model.
+
+`LoRA` covers the usual case; any `peft.PeftConfig` does as well. Importing this module imports neither torch
+nor peft.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from workbench.errors import SettingError
+
+EDITS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""LoRA initialisations that change the weights of the base model as they attach (peft `init_lora_weights`)"""
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adaptation, W + (alpha / r) B A with B = 0 at the start (Hu et al. 2021, arXiv 2106.09685)."""
+
+    r: int = 16
+    """rank of the update"""
+    alpha: float = 32
+    """the update is scaled by alpha / r"""
+    targets: str | Sequence[str] = "all-linear"
+    """which layers: "all-linear" (all but the output head), names that layers end in, or one regular
+    expression
+    """
+    dropout: float = 0.0
+    """share of the adapter's inputs zeroed while training"""
+
+    def config(self):
+        """The `peft.LoraConfig` that says the same. Raises SettingError for a value that makes no sense."""
+        from peft import LoraConfig
+
+        if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
+            raise SettingError(f"LoRA: r={self.r!r} must be a whole number of at least 1.")
+        if not self.alpha > 0:
+            raise SettingError(
+                f"LoRA: alpha={self.alpha!r} must be above 0; at 0 the adapter would do nothing."
+            )
+        if not 0 <= self.dropout < 1:
+            raise SettingError(f"LoRA: dropout={self.dropout!r} must be at least 0 and below 1.")
+        targets = self.targets if isinstance(self.targets, str) else list(self.targets)
+        if not targets:
+            raise SettingError('LoRA: targets is empty; name layers, or use "all-linear".')
+        return LoraConfig(
+            r=self.r,
+            lora_alpha=self.alpha,
+            target_modules=targets,
+            lora_dropout=self.dropout,
+            task_type="CAUSAL_LM",
+        )
+
+
+def as_peft(config: Any):
+    """A fresh `peft.PeftConfig` for a causal LM, from a `LoRA` or any PeftConfig (which is left as it is)."""
+    from peft import PeftConfig, TaskType
+
+    if isinstance(config, LoRA):
+        return config.config()
+    if isinstance(config, type):
+        raise SettingError(
+            f"attach: {config.__name__} is a class; pass an instance, as in {config.__name__}()."
+        )
+    if not isinstance(config, PeftConfig):
+        raise SettingError(
+            f"attach: {type(config).__name__} is no adapter; pass wb.LoRA(...) or a peft config."
+        )
+    config = copy.deepcopy(config)
+    if config.task_type not in (None, TaskType.CAUSAL_LM):
+        raise SettingError(
+            f"attach: this {type(config).__name__} is for task_type={config.task_type!s}; a policy is a "
+            "causal LM. "
+            'Leave task_type out, or say "CAUSAL_LM".'
+        )
+    config.task_type = TaskType.CAUSAL_LM
+    config.inference_mode = False
+    return config
+
+
+def edits_base(config: Any) -> bool:
+    """Whether attaching this peft config changes the weights of the base model (PiSSA and its kin)."""
+    how = getattr(config, "init_lora_weights", None)
+    return isinstance(how, str) and how.lower().startswith(EDITS_BASE)
+
+
+def from_dict(record: dict[str, Any]):
+    """The peft config that `to_record` wrote down."""
+    from peft import PeftConfig
+
+    return PeftConfig.from_peft_type(**record)
+
+
+def to_record(config: Any) -> dict[str, Any]:
+    """A peft config as plain JSON values, enough to build it again with `from_dict`."""
+    return {name: _plain(value) for name, value in config.to_dict().items() if name != "runtime_config"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(_plain(v) for v in value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if hasattr(value, "value"):  # an enum
+        return value.value
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

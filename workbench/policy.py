@@ -1,0 +1,483 @@
+"""Policy: a causal LM, its tokenizer and its adapter. Samples, scores tokens, trains, saves.
+
+The weights being trained belong to runs: a run swaps its own tensors into the model with `hold` (a change of
+pointers, nothing is copied), so several runs can share one loaded model, and `reset` puts back those of the
+start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from workbench import adapters, keys, scoring
+from workbench.errors import DataError, RunError, SettingError, did_you_mean
+from workbench.loading import Loaded, load_parts
+from workbench.sampling import decoder
+from workbench.sampling.rollouts import Rollouts, _is_ids
+from workbench.scoring import Scores, TokenScores
+
+START = "start"
+SCORE_TOKENS = 16384
+"""tokens of a batch of `score`, padding included"""
+
+
+def load(
+    path_or_id: str | Path,
+    quantize: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    seed: int = 0,
+) -> Policy:
+    """A policy from "tiny" (the shipped model), a local folder, or a Hub id; whole models and PEFT adapters
+    alike.
+
+    `quantize`: None, "nf4" or "int8" (bitsandbytes; only adapters train then). `dtype` "auto": bfloat16 on a
+    GPU that has it, else float32. `device` "auto": cuda, mps, cpu, whichever is there first. `revision`:
+    branch, tag or commit of a Hub model. `seed`: of what `attach` draws. Code in a model's repository is
+    never run.
+
+    Raises SettingError for a setting that makes no sense here and DataError if there is no such model. What
+    is worth knowing about the tokenizer is in `policy.notes`; what matters is also warned about.
+    """
+    return Policy(load_parts(path_or_id, quantize, dtype, device, revision, seed))
+
+
+def from_description(record: dict[str, Any]) -> Policy:
+    """The policy that `describe()` wrote down: same model, same adapter, as they were before any training."""
+    names = ("quantize", "dtype", "device", "seed")
+    policy = load(
+        record["model"], revision=record["commit"] or record["revision"], **{n: record[n] for n in names}
+    )
+    if record["adapter"] is not None and not policy.has_adapter:
+        policy.attach(adapters.from_dict(record["adapter"]))
+    return policy
+
+
+class Policy:
+    """A causal language model that can be sampled, scored and trained. Made by `load`."""
+
+    def __init__(self, loaded: Loaded):
+        self.model = loaded.model
+        """the torch module, in eval mode; whoever trains it switches dropout on and off again"""
+        self.tokenizer = loaded.tokenizer
+        self.origin = loaded.origin
+        self.stop_ids = loaded.stop_ids
+        """ids that end a completion"""
+        self.notes = loaded.notes
+        self.holder = START
+        """whose weights the model holds now: a run's name, or "start" """
+        self._start = self._now()
+
+    # ------------------------------------------------------------------ what it is
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a PEFT adapter is attached."""
+        return hasattr(self.model, "peft_config")
+
+    @property
+    def adapter(self) -> Any:
+        """The peft config of the adapter, or None."""
+        return self.model.peft_config[self.model.active_adapter] if self.has_adapter else None
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the output matrix: entries of each logit vector."""
+        return decoder.base_of(self.model).config.get_text_config().vocab_size
+
+    @property
+    def filler(self) -> int:
+        """The id that fills batches up. Any does; transformers warns about its pad token without a mask."""
+        return 0 if self.tokenizer.pad_token_id != 0 else 1
+
+    def describe(self) -> dict[str, Any]:
+        """All that `from_description` needs to load it again, as JSON values."""
+        adapter = None if self.adapter is None else adapters.to_record(self.adapter)
+        return {**vars(self.origin), "adapter": adapter}
+
+    def __repr__(self) -> str:
+        base = decoder.base_of(self.model)
+        total = sum(_count(p) for p in self.model.parameters())
+        trained = sum(t.numel() for t in self._now().values())
+        kind = "the whole model trains" if self.adapter is None else str(self.adapter.peft_type.value)
+        if self.adapter is None and self.origin.quantize:
+            kind = "nothing trains until an adapter is attached"
+        rank = getattr(self.adapter, "r", None)
+        rank = f" r={rank}" if isinstance(rank, int) else ""
+        quantize = f"{self.origin.quantize}, computing in " if self.origin.quantize else ""
+        lines = [
+            f"<Policy {self.origin.model} ({type(base).__name__})",
+            f"  parameters  {_short_number(total)}, of which {_short_number(trained)} train "
+            f"({100 * trained / max(total, 1):.3g} %)",
+            f"  adapter     {'none; ' if self.adapter is None else ''}{kind}{rank}",
+            f"  weights     {quantize}{self.origin.dtype} on {self.device}, held by: {self.holder}",
+            *(f"  note        {note}" for note in self.notes),
+        ]
+        return "\n".join(lines) + ">"
+
+    # ------------------------------------------------------------------ weights
+
+    def attach(self, config: adapters.LoRA | Any) -> Policy:
+        """Puts an adapter on the model: `wb.LoRA(...)` or any `peft.PeftConfig`. Only the adapter trains
+        then.
+
+        Its start is drawn from the policy's seed; torch's own random state is left as it was. Returns the
+        policy. Raises SettingError if there is one already, if a run's weights are held, or if the adapter
+        does not fit.
+        """
+        from peft import get_peft_model
+
+        if self.has_adapter:
+            raise SettingError(
+                f"This policy has an adapter already ({self.adapter.peft_type.value}). Load the model again "
+                "for another one, or export() this one and load the merged model."
+            )
+        if self.holder != START:
+            raise SettingError(
+                f"The model holds the weights of {self.holder!r}; call policy.reset() before attach."
+            )
+        config = adapters.as_peft(config)
+        devices = [self.device.index or 0] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(keys.torch_seed(keys.key(self.origin.seed, "attach")))
+            try:
+                self.model = get_peft_model(self.model, config)
+            except (ValueError, TypeError) as error:
+                raise SettingError(
+                    f"This adapter does not go on {self.origin.base}: {error}{self._layers(config)}"
+                ) from error
+        self.model.eval()
+        self._start = self._now()
+        return self
+
+    def _layers(self, config: Any) -> str:
+        wanted = getattr(config, "target_modules", None)
+        names = sorted(
+            {n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+        )
+        near = "".join(did_you_mean(w, names) for w in wanted) if isinstance(wanted, (set, list)) else ""
+        return f" Linear layers there: {', '.join(names)}.{near}"
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by name, in the model's order: the adapter's, or all of the model's.
+
+        Raises SettingError for a quantised model without an adapter, in which nothing can train.
+        """
+        if self.origin.quantize and not self.has_adapter:
+            raise SettingError(
+                f"The model is quantised ({self.origin.quantize}), and quantised weights cannot be trained. "
+                "Attach an adapter, policy.attach(wb.LoRA()), or load without quantize."
+            )
+        return {
+            name: p for name, p in self.model.named_parameters() if p.requires_grad and p.is_floating_point()
+        }
+
+    def params(self) -> dict[str, Tensor]:
+        """The tensors that `trainable()` holds now, not copies: whoever trains them clones them first."""
+        return {name: p.data for name, p in self.trainable().items()}
+
+    def _now(self) -> dict[str, Tensor]:
+        return {} if self.origin.quantize and not self.has_adapter else self.params()
+
+    def hold(self, params: dict[str, Tensor], holder: str) -> None:
+        """Makes the model use these tensors, one for each of `trainable()`; nothing is copied.
+
+        Raises RunError if names, shapes, dtypes or devices are not the model's.
+        """
+        mine = self.trainable()
+        if params.keys() != mine.keys():
+            odd = sorted(params.keys() ^ mine.keys())
+            raise RunError(
+                f"The weights of {holder!r} are not this model's: {len(odd)} names differ ({odd[0]}, ...)."
+            )
+        for name, tensor in params.items():
+            p = mine[name]
+            if (tensor.shape, tensor.dtype, tensor.device) != (p.shape, p.dtype, p.device):
+                raise RunError(
+                    f"The weights of {holder!r} are not this model's: {name} is {tuple(tensor.shape)} "
+                    f"{tensor.dtype} on {tensor.device}, and should be {tuple(p.shape)} {p.dtype} on "
+                    f"{p.device}."
+                )
+        for name, tensor in params.items():
+            mine[name].data = tensor
+        self.holder = holder
+
+    @contextlib.contextmanager
+    def holding(self, params: dict[str, Tensor], holder: str = "another") -> Iterator[Policy]:
+        """`hold` for the length of a `with` block; what was held before comes back, also after an error."""
+        before, name = self.params(), self.holder
+        self.hold(params, holder)
+        try:
+            yield self
+        finally:
+            self.hold(before, name)
+
+    def reset(self) -> Policy:
+        """Back to the weights of `load` or `attach`; no run is touched. Returns the policy."""
+        if self._start:
+            self.hold(self._start, START)
+        return self
+
+    # ------------------------------------------------------------------ scoring
+
+    def token_scores(
+        self,
+        sequences: Sequence[Sequence[int]],
+        starts: Sequence[int],
+        *,
+        temperature: float = 1.0,
+        entropy: bool = True,
+    ) -> TokenScores:
+        """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
+
+        Results are (B, T) with T the longest scored part, differentiable unless under `torch.no_grad()`; see
+        `scoring.TokenScores`. `temperature` divides the logits. Raises DataError for a start below 1.
+        """
+        batch = scoring.layout(sequences, starts, self.filler, self.device)
+        return scoring.score(self._logits, batch, temperature, entropy)
+
+    def _logits(self, ids: Tensor, keep: int) -> Tensor:
+        # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
+        return decoder.last_logits(self.model, keep, input_ids=ids, use_cache=False)[0]
+
+    def score(self, prompts: Sequence[Any], completions: Sequence[Any], temperature: float = 1.0) -> Scores:
+        """Log-prob and entropy of each completion's tokens after its prompt, without gradients.
+
+        A prompt is a string, a list of messages or of token ids; a completion is a string (tokenised as it
+        stands, no end token added) or a list of token ids. Raises DataError if they are not as many.
+        """
+        prompts, completions = list(prompts), list(completions)
+        if len(prompts) != len(completions):
+            raise DataError(
+                f"score: {len(prompts)} prompts but {len(completions)} completions; give one a prompt."
+            )
+        before = [list(map(int, p)) if _is_ids(p) else self._tokens(p, i).ids for i, p in enumerate(prompts)]
+        after = [self._completion_ids(c, i) for i, c in enumerate(completions)]
+        order = sorted(range(len(prompts)), key=lambda i: len(before[i]) + len(after[i]))
+        out = Scores(ids=after, logprob=[None] * len(order), entropy=[None] * len(order))
+        with self._at_rest():
+            for batch in _batches(order, [len(b) + len(a) for b, a in zip(before, after, strict=True)]):
+                scores = self.token_scores(
+                    [before[i] + after[i] for i in batch],
+                    [len(before[i]) for i in batch],
+                    temperature=temperature,
+                )
+                logprob, spread = scores.logprob.float().cpu().numpy(), scores.entropy.float().cpu().numpy()
+                for row, i in enumerate(batch):
+                    out.logprob[i] = logprob[row, : len(after[i])].copy()
+                    out.entropy[i] = spread[row, : len(after[i])].copy()
+        return out
+
+    def _completion_ids(self, completion: Any, index: int) -> list[int]:
+        if isinstance(completion, str):
+            return self.tokenizer(completion, add_special_tokens=False)["input_ids"]
+        if isinstance(completion, (list, tuple, np.ndarray)) and (
+            len(completion) == 0 or _is_ids(completion)
+        ):
+            return list(map(int, completion))
+        raise DataError(
+            f"score: completion {index} is neither a string nor a list of token ids: {completion!r:.80}"
+        )
+
+    def _tokens(self, prompt: Any, index: int):
+        from workbench.tokenise import prompt as tokenise
+
+        try:
+            tokens = tokenise(prompt, self.tokenizer)
+        except DataError as error:
+            raise DataError(f"Prompt {index}: {error}") from error
+        if not tokens.ids:
+            raise DataError(f"Prompt {index} is empty; a model needs at least one token to go on from.")
+        return tokens
+
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """No gradients, no dropout; each module's mode comes back afterwards."""
+        training = [module for module in self.model.modules() if module.training]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+    # ------------------------------------------------------------------ sampling
+
+    def sample(
+        self,
+        prompts: Sequence[Any] | str,
+        n: int = 4,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int = 0,
+    ) -> Rollouts:
+        """`n` completions of each prompt (a string, or a list of messages), as Rollouts grouped by prompt.
+
+        The draws depend on `seed` and on a prompt's place in the list, and on nothing else: torch's random
+        state is neither used nor moved, and a longer list starts with the same completions. `temperature` 0
+        is greedy. Recorded log-probs and entropies are those of softmax(logits / temperature), before top_k
+        and top_p.
+
+        Raises SettingError for settings out of range, DataError for a prompt the model cannot take.
+        """
+        prompts = [prompts] if isinstance(prompts, str) or _is_messages(prompts) else list(prompts)
+        decoder._whole("n", n, 1)
+        decoder._whole("seed", seed, 0)
+        tokens = [self._tokens(prompt, i) for i, prompt in enumerate(prompts)]
+        row_keys = [
+            keys.key(seed, "sample", row, sample) for row in range(len(tokens)) for sample in range(n)
+        ]
+        rollouts = self.sample_prompts(
+            tokens,
+            n,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            keys=row_keys,
+        )
+        rollouts.prompt = [prompt for prompt in prompts for _ in range(n)]
+        return rollouts
+
+    def sample_prompts(
+        self,
+        prompts: Sequence[Any],
+        n: int,
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        keys: Sequence[int],
+        check: Callable[[], None] | None = None,
+    ) -> Rollouts:
+        """`n` completions of each tokenised prompt (`.text`, `.ids`), drawn with one key each, prompt by
+        prompt.
+
+        `check()` is called before every token and may raise. Rows and groups are numbered by the prompts'
+        places. Raises SettingError and DataError as `sample` does.
+        """
+        decoder._whole("n", n, 1)
+        settings = decoder.Sampling(max_new_tokens, temperature, top_p, top_k).checked()
+        if len(keys) != len(prompts) * n:
+            raise SettingError(f"sample_prompts: {len(keys)} keys for {len(prompts)} prompts of {n} samples.")
+        self._check_lengths(prompts, max_new_tokens)
+        with self._at_rest():
+            drawn = decoder.decode(
+                self.model,
+                [prompt.ids for prompt in prompts],
+                n,
+                keys,
+                settings,
+                stop_ids=self.stop_ids,
+                filler=self.filler,
+                check=check,
+            )
+        each = [(p, s) for p in range(len(prompts)) for s in range(n)]
+        return Rollouts(
+            prompt=[prompts[p].text for p, _ in each],
+            text=[self.text_of(d.ids) for d in drawn],
+            prompt_text=[prompts[p].text for p, _ in each],
+            prompt_ids=[list(prompts[p].ids) for p, _ in each],
+            ids=[d.ids for d in drawn],
+            group=[p for p, _ in each],
+            row=[p for p, _ in each],
+            sample=[s for _, s in each],
+            finish_reason=[d.finish_reason for d in drawn],
+            logprob=[np.asarray(d.logprob, dtype=np.float32) for d in drawn],
+            entropy=[np.asarray(d.entropy, dtype=np.float32) for d in drawn],
+            temperature=float(temperature),
+        )
+
+    def text_of(self, ids: Sequence[int]) -> str:
+        """A completion's ids as text, without the stop token and other special tokens."""
+        ids = list(ids)
+        if ids and ids[-1] in self.stop_ids:
+            ids = ids[:-1]
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _check_lengths(self, prompts: Sequence[Any], max_new_tokens: int) -> None:
+        text = decoder.base_of(self.model).config.get_text_config(decoder=True)
+        limit = getattr(text, "max_position_embeddings", None)
+        for i, prompt in enumerate(prompts):
+            if not prompt.ids:
+                raise DataError(f"Prompt {i} is empty; a model needs at least one token to go on from.")
+            virtual = (
+                self.adapter.num_virtual_tokens if self.has_adapter and self.adapter.is_prompt_learning else 0
+            )
+            if limit and len(prompt.ids) + virtual + max_new_tokens > limit:
+                room = limit - len(prompt.ids) - virtual
+                how = f"max_new_tokens={room} at most" if room > 0 else "a shorter prompt"
+                raise DataError(
+                    f"Prompt {i} is too long: its {len(prompt.ids)} tokens and "
+                    f"max_new_tokens={max_new_tokens} exceed the {limit} tokens this model can see. Use "
+                    f"{how}. It begins {prompt.text[:60]!r}."
+                )
+
+    # ------------------------------------------------------------------ saving
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the adapter in PEFT's format (or the whole model, if it has none) and the tokenizer. Returns
+        the path.
+
+        The weights are those held now. The folder appears whole or not at all; an earlier save is replaced.
+        Raises SettingError if the folder holds anything else.
+        """
+        from workbench import export
+
+        return export.save(self, folder)
+
+    def export(self, folder: str | Path, probes: Sequence[str] | None = None):
+        """Writes one plain transformers model with the adapter merged in, then loads it and compares.
+
+        The policy itself does not change by a bit. Returns `export.Agreement`: KL divergence and top-1
+        agreement between the policy and the written model on `probes` (prompts; a few plain ones by default)
+        and what the policy says after them. Raises SettingError for adapters that cannot be merged, and as
+        `save` does.
+        """
+        from workbench import export
+
+        return export.export(self, folder, probes)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _batches(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
+    """Consecutive parts of `order` (shortest first) whose padded size stays under SCORE_TOKENS."""
+    batch: list[int] = []
+    for i in order:
+        if batch and (len(batch) + 1) * lengths[i] > SCORE_TOKENS:
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _count(p: nn.Parameter) -> int:
+    state = getattr(p, "quant_state", None)  # a 4-bit weight stores two numbers a byte
+    return int(np.prod(state.shape)) if state is not None else p.numel()
+
+
+def _short_number(n: int) -> str:
+    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
+        if n >= size:
+            return f"{n / size:.3g}{unit}"
+    return str(n)

@@ -1,0 +1,411 @@
+"""A run: a method being executed, with its store. Iterate over it, pause, change settings, rewind, fork.
+
+The object lives in the user's thread; all work is handed to the worker. Reading (metrics, rollouts, views) goes
+through the store alone, and works the same on a run of another process.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import folders, worker
+from workbench.errors import Interrupted, RunError, StoreError, WorkbenchError
+from workbench.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from workbench.engine import Engine
+    from workbench.methods.context import Step
+
+
+@dataclass
+class Gradients:
+    """What the next update would do: `loss`, `metrics`, and per trained parameter the gradient (before clipping)."""
+
+    loss: float
+    metrics: dict[str, float]
+    by_name: dict[str, Any]
+
+    def norm(self) -> float:
+        """The global norm over all parameters."""
+        return sum(float((g.double() ** 2).sum()) for g in self.by_name.values()) ** 0.5
+
+    def __repr__(self) -> str:
+        return f"<Gradients: loss {self.loss:.6g}, norm {self.norm():.4g}, {len(self.by_name)} tensors>"
+
+
+class Run:
+    """See the module. Made by `wb.sft`, `wb.dpo`, `wb.grpo`, `wb.resume`, `run.fork`, and, to look at, by `wb.open`."""
+
+    def __init__(self, folder: Path, engine: Engine | None = None, begin: tuple[dict, dict] | None = None):
+        self.folder = folder
+        self.engine = engine
+        self._begin = begin
+        self._reader: Store | None = None
+        self._lock = folders.lock(folder, self) if engine is not None else None
+        self._released = "" if engine is not None else f"This run was opened to look at; to go on: wb.resume({str(folder)!r})."
+        self._background: _Background | None = None
+
+    # -- the user owns the loop ------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[Step]:
+        """The steps still to come. `break` pauses; iterating again goes on."""
+        return self._iterate()
+
+    def _iterate(self, most: int | None = None) -> Iterator[Step]:
+        self._writable()
+        if self._background is not None and self._background.running:
+            raise RunError("The run is going on in the background; run.pause() it first.")
+        count = 0
+        worker.call(self._started)
+        try:
+            while most is None or count < most:
+                step = worker.call(self.engine.step)
+                if step is None:
+                    break
+                count += 1
+                yield step
+        except GeneratorExit:
+            self._set_status("paused")
+            raise
+        except KeyboardInterrupt:
+            self._set_status("paused")
+            self._say_interrupted()
+            raise
+        except BaseException as error:
+            self._failed(error)
+            raise
+        self._set_status("finished" if worker.call(self.engine.finished) else "paused")
+
+    def run(self, steps: int | None = None) -> Run:
+        """To the end, or `steps` more steps, with a progress bar. Ctrl-C undoes the step in flight and returns."""
+        from tqdm.auto import tqdm
+
+        self._writable()
+        self._ready()
+        done, total = self.step, self.settings["steps"]
+        left = max(0, total - done) if steps is None else min(steps, max(0, total - done))
+        with tqdm(total=left, desc=self.name, unit="step") as bar:
+            try:
+                for step in self._iterate(left):
+                    bar.set_postfix_str(_headline(step.metrics), refresh=False)
+                    bar.update()
+            except KeyboardInterrupt:
+                return self
+        if reason := worker.call(self.engine.finished):
+            if reason == "time_limit":
+                print(f"{self.name} reached its time_limit of {self.settings['time_limit']:g} s after step {self.step}.")
+        return self
+
+    # -- in the background -----------------------------------------------------------------------------------
+
+    def start(self) -> Run:
+        """Go on in the background; the kernel stays free. See pause, wait and stop."""
+        self._writable()
+        if self._background is not None and self._background.running:
+            return self
+        self._background = _Background(self)
+        self._background.submit()
+        return self
+
+    resume = start
+
+    def pause(self, wait: bool = True) -> Run:
+        """Stop after the step in flight. With `wait` it returns once that step is committed."""
+        if self._background is not None:
+            self._background.ask()
+            if wait:
+                self.wait()
+        return self
+
+    def stop(self) -> Run:
+        """Undo the step in flight, write a snapshot and let go of the run: another process may go on with it."""
+        if self._background is not None and self._background.running:
+            self._background.ask(cancel=True)
+            self._background.done.wait()
+        if not self._released:
+            if self.engine.store is not None:
+                worker.call(self.engine.save_snapshot)
+                self._set_status("stopped")
+            self.release(f"The run was stopped; to go on: wb.resume({str(self.folder)!r}).")
+        return self
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until the background run pauses or ends; whether it did within `timeout` seconds.
+
+        An error of the run is raised here. Ctrl-C undoes the step in flight, pauses the run and returns.
+        """
+        if self._background is None:
+            return True
+        try:
+            waited = 0.0
+            while not self._background.done.wait(0.2 if timeout is None else max(0.0, min(0.2, timeout - waited))):
+                waited += 0.2
+                if timeout is not None and waited >= timeout:
+                    return False
+        except KeyboardInterrupt:
+            self._background.ask(cancel=True)
+            self._background.done.wait()
+            self._say_interrupted()
+        error, self._background.error = self._background.error, None
+        if error is not None:
+            raise error
+        return True
+
+    @property
+    def running(self) -> bool:
+        """Whether it is going on in the background."""
+        return self._background is not None and self._background.running
+
+    # -- changing things -------------------------------------------------------------------------------------
+
+    def set(self, *, rewards: list | None = None, weights: list[float] | None = None, **settings: Any) -> Run:
+        """Change settings or reward functions from the next step on; written to the store as an event of that step.
+
+        Raises SettingError or DataError at once, and changes nothing, when a value cannot be used.
+        """
+        from workbench import launch
+
+        self._writable()
+        self._ready()
+        launch.check_change(self.engine, settings, rewards, weights)
+        if self.running:
+            self._background.changes.append((settings, rewards, weights))
+        else:
+            worker.call(launch.apply_change, self.engine, settings, rewards, weights)
+        return self
+
+    def rewind(self, step: int) -> Run:
+        """Exactly the state after `step`. Later steps stay in the store as an abandoned branch."""
+        self._writable()
+        self._ready()
+        worker.call(self.engine.rewind, int(step))
+        self._set_status("running" if self.running else "paused")
+        return self
+
+    def fork(self, step: int | None = None, *, out: str | os.PathLike | None = None, **changes: Any) -> Run:
+        """A new run that goes on from the state after `step` (default: the last), with `changes` to its settings,
+        `rewards` or `weights`. Its store names its parent; its steps count on from there."""
+        from workbench import launch
+
+        self._writable()
+        self._ready()
+        return worker.call(launch.fork, self, self.step if step is None else int(step), out, changes)
+
+    # -- looking without training ----------------------------------------------------------------------------
+
+    def gradients(self, data: Any) -> Gradients:
+        """What the next update on `data` (Rollouts for GRPO, rows else) would do, without doing it.
+
+        Rollouts without rewards are scored by the run's reward functions. Old log-probs are those given with the
+        rollouts, else the current policy's.
+        """
+        from workbench import launch
+
+        self._writable()
+        self._ready()
+        outcome, grads = worker.call(launch.preview, self.engine, data)
+        return Gradients(outcome.loss, outcome.metrics, grads)
+
+    def rescore(self, rewards: list, weights: list[float] | None = None) -> pd.DataFrame:
+        """Other rewards over the stored rollouts: what would have been taught. Trains and generates nothing.
+
+        One row a rollout of this branch: id, step, group_id, prompt, completion, reward, new_reward, advantage,
+        new_advantage, flips (the advantage changes sign), and a column for each new reward function.
+        """
+        from workbench import launch
+
+        return worker.call(launch.rescore, self.store, rewards, weights)
+
+    # -- reading ---------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The run's record, to read."""
+        if self._reader is None:
+            self._ready()
+            self._reader = Store(self.folder)
+        return self._reader
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    @property
+    def step(self) -> int:
+        """The last whole step."""
+        return self.engine.state.step if self.engine is not None else self.store.last_step()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings the next step runs with."""
+        return self.store.settings()
+
+    @property
+    def status(self) -> str:
+        return "new" if self._begin is not None else self.store.status
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """One row a step of this branch (index `step`), one column a metric."""
+        return self.store.metrics()
+
+    def rollouts(self, step: int | None = None, where: str | None = None) -> pd.DataFrame:
+        """Stored completions of this branch; `where` is an SQL condition, say "reward < 0.5 and n_tokens > 20"."""
+        return self.store.rollouts(step, where)
+
+    def show(self):
+        """Live curves in a notebook; a text summary in a terminal."""
+        from workbench.views.dashboard import show_dashboard
+
+        return show_dashboard(self.store)
+
+    def browse(self):
+        """A table of all stored completions."""
+        from workbench.views.rollouts import RolloutTable
+
+        return RolloutTable(self.store)
+
+    def report(self, path: str | os.PathLike) -> Path:
+        """Write a self-contained HTML file with the curves and a sample of the rollouts."""
+        from workbench.views.report import write_report
+
+        return write_report(self.store, path)
+
+    def __repr__(self) -> str:
+        if self._begin is not None:
+            return f"<Run {self.name}: new, in {self.folder}>"
+        last = _headline(self.store.step_metrics(self.step))
+        return f"<Run {self.name}: {self.status}, step {self.step} of {self.settings['steps']}{', ' + last if last else ''}; in {self.folder}>"
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    def _writable(self) -> None:
+        if self._released:
+            raise RunError(self._released)
+
+    def _ready(self) -> None:
+        """Step 0 is there: evaluated, snapshot, published."""
+        if self._begin is not None:
+            worker.call(self._begin_now)
+
+    def _begin_now(self) -> None:
+        if self._begin is not None:
+            meta, rows = self._begin
+            self.engine.begin(meta, rows)
+            self._begin = None
+
+    def _started(self) -> None:
+        self._begin_now()
+        self._set_status("running")
+
+    def _set_status(self, status: str) -> None:
+        worker.call(self.engine.store.set_meta, status=status)
+
+    def _failed(self, error: BaseException) -> None:
+        """Note the error in the store; the run can go on from its last whole step."""
+        if self.engine.store is None:
+            return
+        said = f"{type(error).__name__}: {error}"
+        try:
+            worker.call(self.engine.store.set_meta, status="failed")
+            worker.call(self.engine.store.add_event, self.step, self.engine.branch, "error", message=said)
+        except StoreError as also:
+            print(f"{self.name}: the error could not be noted in the store either: {also}", file=sys.stderr)
+
+    def _say_interrupted(self) -> None:
+        print(f"{self.name}: interrupted; the step in flight was undone. It stands after step {self.step} and can go on.")
+
+    def release(self, why: str) -> None:
+        """Give up the right to write. Raises StoreError while the run is going on in the background."""
+        if self.running:
+            raise StoreError(f"{self.folder} is running in this process; pause it first.")
+        if self._lock is not None:
+            self._lock.release()
+        if self.engine is not None and self.engine.store is not None:
+            worker.call(self.engine.store.close)
+        self._released = why
+
+
+class _Background:
+    """A run going on by itself: one job a step, so that other calls come in between."""
+
+    def __init__(self, run: Run):
+        self.run = run
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+        self.changes: list[tuple] = []
+        self._asked = False
+        self._job: worker.Job | None = None
+
+    @property
+    def running(self) -> bool:
+        return not self.done.is_set()
+
+    def submit(self) -> None:
+        self._job = worker.submit(self._tick)
+
+    def ask(self, cancel: bool = False) -> None:
+        """Stop at the next step boundary; with `cancel` at the next check, undoing the step in flight."""
+        self._asked = True
+        if cancel and self._job is not None:
+            self._job.cancelled.set()
+
+    def _tick(self) -> None:
+        """One step, on the worker; then queue the next."""
+        run = self.run
+        try:
+            run._begin_now()
+            self._apply_changes()
+            if self._asked:
+                return self._end("paused")
+            if run.status != "running":
+                run._set_status("running")
+            step = run.engine.step()
+        except Interrupted:
+            return self._end("paused")
+        except BaseException as error:
+            self.error = error
+            run._failed(error)
+            self._show(error)
+            self.done.set()
+            return None
+        if step is None:
+            return self._end("finished")
+        self.submit()
+
+    def _apply_changes(self) -> None:
+        from workbench import launch
+
+        while self.changes:
+            launch.apply_change(self.run.engine, *self.changes.pop(0))
+
+    def _end(self, status: str) -> None:
+        if self.run.engine.store is not None:
+            self._apply_changes()
+            self.run._set_status(status)
+        self.done.set()
+
+    def _show(self, error: BaseException) -> None:
+        """Under the cell that started the run: a message for our own errors, the traceback for others."""
+        print(f"{self.run.name} stopped after step {self.run.step}:", file=sys.stderr)
+        if isinstance(error, WorkbenchError):
+            print(error, file=sys.stderr)
+        else:
+            traceback.print_exception(error, file=sys.stderr)
+
+
+def _headline(metrics: dict[str, float]) -> str:
+    """The numbers to watch: in RL never the loss."""
+    names = ("reward", "eval/accuracy") if "reward" in metrics else ("loss", "rewards/accuracies", "eval/loss")
+    return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
+
+

@@ -1,0 +1,1 @@
+"""Sampling: what a rollout is, and the decoder that makes them."""

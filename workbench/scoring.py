@@ -1,0 +1,162 @@
+"""Scoring given tokens: log-probability, entropy and top-1 of each, from a model's logits. Pure functions of
+tensors.
+
+A sequence is scored from some position on: token t is predicted by the logits at position t - 1. Sequences
+are padded on the right, so under a causal mask no attention mask is needed: pads come after everything that
+counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from workbench.errors import DataError
+
+CHUNK = 1 << 24
+"""logits taken to float32 at a time (64 MiB); without gradients this bounds the memory of a score"""
+
+
+@dataclass
+class TokenScores:
+    """What a model says of each scored token; row b, column t is the t-th scored token of sequence b."""
+
+    logprob: Tensor
+    """(B, T) nats, float32 (float64 for a float64 model); 0 where mask is False"""
+    entropy: Tensor | None
+    """(B, T) nats, of the whole next-token distribution; None if it was not asked for"""
+    top1: Tensor
+    """(B, T) bool: the token is the model's first choice"""
+    mask: Tensor
+    """(B, T) bool: there is a token here"""
+
+
+@dataclass
+class Scores:
+    """`policy.score`: per completion its ids and, aligned with them, arrays of float32 in nats."""
+
+    ids: list[list[int]]
+    logprob: list[np.ndarray]
+    entropy: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __repr__(self) -> str:
+        tokens = sum(map(len, self.ids))
+        mean = np.concatenate(self.logprob).mean() if tokens else float("nan")
+        return f"<Scores: {len(self)} completions, {tokens} tokens, mean log-prob {mean:.3f} a token>"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Sequences as one right-padded batch, and where in it the N scored tokens are."""
+
+    ids: Tensor
+    """(B, L)"""
+    row: Tensor
+    """(N,) the sequence of each scored token"""
+    position: Tensor
+    """(N,) the position that predicts it, one before its own"""
+    column: Tensor
+    """(N,) its place among the scored tokens of its sequence"""
+    target: Tensor
+    """(N,) its id"""
+    mask: Tensor
+    """(B, T) bool"""
+    first: int
+    """the first position that predicts a scored token; logits are needed from here on"""
+
+    @property
+    def keep(self) -> int:
+        """How many positions, counted from the end of the batch, need logits."""
+        return self.ids.shape[1] - self.first
+
+
+def layout(
+    sequences: Sequence[Sequence[int]], starts: Sequence[int], filler: int, device: torch.device | str
+) -> Layout:
+    """The batch for scoring `sequences[b][starts[b]:]`. Raises DataError for a start below 1."""
+    if len(sequences) != len(starts):
+        raise DataError(
+            f"token_scores: {len(sequences)} sequences but {len(starts)} starts; give one start a sequence."
+        )
+    lengths = [len(s) for s in sequences]
+    for b, (length, start) in enumerate(zip(lengths, starts, strict=True)):
+        if start < 1 or start > length:
+            raise DataError(
+                f"token_scores: sequence {b} has {length} tokens and cannot be scored from token {start}: "
+                "nothing predicts a first token. Start between 1 and the length (an empty prompt needs a BOS "
+                "token)."
+            )
+    width = max(lengths, default=0)
+    ids = torch.full((len(lengths), width), filler, dtype=torch.long)  # (B, L)
+    for b, sequence in enumerate(sequences):
+        ids[b, : lengths[b]] = torch.as_tensor(sequence, dtype=torch.long)
+    begin = torch.as_tensor(list(starts), dtype=torch.long)
+    count = torch.as_tensor(lengths, dtype=torch.long) - begin  # (B,)
+    columns = torch.arange(int(count.max()) if len(lengths) else 0)
+    mask = columns[None, :] < count[:, None]  # (B, T)
+    row, column = mask.nonzero(as_tuple=True)  # (N,)
+    position = begin[row] + column - 1
+    target = ids[row, position + 1]
+    first = int(position.min()) if len(position) else max(width - 1, 0)
+    moved = [t.to(device) for t in (ids, row, position, column, target, mask)]
+    return Layout(*moved, first=first)
+
+
+def statistics(
+    logits: Tensor, target: Tensor, temperature: float = 1.0, entropy: bool = True
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Log-probability of `target`, entropy of the distribution, and whether the target is its top: each (N,).
+
+    `logits` (N, V) are divided by `temperature` (0 counts as 1: a greedy choice has no distribution of its
+    own) and normalised in float32, or in float64 if they are float64. Differentiable in the first two.
+    """
+    z = logits if logits.dtype == torch.float64 else logits.float()  # (N, V)
+    if temperature not in (0, 1):
+        z = z / temperature
+    normaliser = torch.logsumexp(z, dim=-1)  # (N,)
+    logprob = z.gather(-1, target[:, None])[:, 0] - normaliser
+    spread = normaliser - (torch.exp(z - normaliser[:, None]) * z).sum(-1) if entropy else None
+    return logprob, spread, z.detach().argmax(-1) == target
+
+
+def score(
+    forward: Callable[[Tensor, int], Tensor], batch: Layout, temperature: float = 1.0, entropy: bool = True
+) -> TokenScores:
+    """Scores of a batch; `forward(ids (B, L), keep)` gives the logits (B, keep, V) of the last `keep`
+    positions.
+    """
+    logits = forward(batch.ids, batch.keep) if batch.target.numel() else None
+    dtype = torch.float64 if logits is not None and logits.dtype == torch.float64 else torch.float32
+    parts = []
+    size = CHUNK if logits is None else max(1, CHUNK // logits.shape[-1])
+    for rows, position, target in zip(
+        batch.row.split(size), batch.position.split(size), batch.target.split(size), strict=True
+    ):
+        if logits is not None:
+            parts.append(statistics(logits[rows, position - batch.first], target, temperature, entropy))
+
+    def spread(values: list[Tensor], kind: torch.dtype) -> Tensor:
+        out = torch.zeros(batch.mask.shape, dtype=kind, device=batch.mask.device)  # (B, T)
+        return out.index_put((batch.row, batch.column), torch.cat(values)) if values else out
+
+    return TokenScores(
+        logprob=spread([p[0] for p in parts], dtype),
+        entropy=spread([p[1] for p in parts], dtype) if entropy else None,
+        top1=spread([p[2] for p in parts], torch.bool),
+        mask=batch.mask,
+    )
+
+
+def divergence(policy: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+    """Of two models' logits (N, V): KL(policy || other) in nats, and whether both have the same top; each
+    (N,).
+    """
+    p, q = torch.log_softmax(policy, -1), torch.log_softmax(other, -1)
+    return (p.exp() * (p - q)).sum(-1), policy.argmax(-1) == other.argmax(-1)

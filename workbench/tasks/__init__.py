@@ -1,0 +1,76 @@
+"""Tasks: rows plus reward functions, and the ones that come with workbench."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import SettingError, did_you_mean
+from workbench.tasks.task import Task, rebuild
+
+__all__ = ["Task", "rebuild", "task"]
+
+
+def task(
+    name: str,
+    path: str | Path | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    split: str = "train",
+    **options: Any,
+) -> Task:
+    """A ready-made task.
+
+    "sums": small sums for the shipped model, made on the spot (`tasks.sums`).
+    "gsm8k": grade-school word problems, from `path` or the Hub (`tasks.gsm8k`).
+    Any other name: the reasoning-gym data set of that name, scored by its own verifier (`tasks.gym`).
+
+    `size`: rows (None: all of a file, 500 where rows are made). `seed`: which rows are made. `split`: "train"
+    or "test". Further options are those of the module named. SettingError for an unknown name, option or
+    split.
+    """
+    if not isinstance(name, str):
+        raise SettingError(
+            f"task takes a name such as 'gsm8k', not {type(name).__name__}. "
+            "For rows of your own: Task(rows, rewards)."
+        )
+    if split not in ("train", "test"):
+        raise SettingError(
+            f"split is 'train' or 'test', not {split!r}.{did_you_mean(str(split), ['train', 'test'])}"
+        )
+    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        raise SettingError(f"size must be a whole number of rows from 1, not {size!r}.")
+    if name == "gsm8k":
+        from workbench.tasks.gsm8k import gsm8k
+
+        return gsm8k(path=path, split=split, size=size, **_known(gsm8k, options, "gsm8k"))
+    if path is not None:
+        raise SettingError(f"task({name!r}) makes its rows and takes no path; 'gsm8k' does.")
+    if name == "sums":
+        return _sums(500 if size is None else size, seed, split, options)
+    from workbench.tasks.gym import gym
+
+    return gym(name, size=500 if size is None else size, seed=seed, split=split, **options)
+
+
+def _sums(size: int, seed: int, split: str, options: dict[str, Any]) -> Task:
+    from workbench.rows import make
+    from workbench.tasks.sums import correct, make_rows
+
+    if options:
+        raise SettingError(
+            f"task('sums') has no option {next(iter(options))!r}; it takes size, seed and split."
+        )
+    args = {"size": size, "seed": seed, "split": split}
+    return Task(make(make_rows(**args), f"sums ({split})"), [correct], name="sums", kind="sums", args=args)
+
+
+def _known(function: Any, options: dict[str, Any], name: str) -> dict[str, Any]:
+    """The options, all of them parameters of the function; SettingError naming the nearest otherwise."""
+    known = [key for key in inspect.signature(function).parameters if key not in ("path", "split", "size")]
+    for option in options:
+        if option not in known:
+            near = did_you_mean(option, known)
+            raise SettingError(f"task({name!r}) has no option {option!r}.{near} It takes: {', '.join(known)}.")
+    return options

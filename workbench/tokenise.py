@@ -1,0 +1,448 @@
+"""Rows to token ids with the exact train mask; prompts to token ids.
+
+The ids are those of TRL 1.16's SFTTrainer and DPOTrainer for the same rows: the row's whole text is tokenised at once,
+and the mask is laid on it by tokenising the beginnings of that text that end where a segment ends.
+
+    plain text, completions, chosen, rejected    get the tokenizer's end token unless they end with it; the
+                                                 tokenizer adds its start token; no chat template
+    messages                                     the chat template writes all special tokens; none is added
+    trained                                      the completion (prompt_completion), all tokens (messages, text), or
+                                                 the assistant's turns (`assistant_only_loss`), each with its stop token
+
+For plain rows the mask is TRL's too. For conversational rows it is TRL's but for what a template writes after the stop
+token, which is not trained here (see `workbench.templates`); a pair's answers end with the stop token, so that such
+text is not scored either. Where the prompt's last tokens change once the completion follows, training begins at the
+first that does, as in TRL.
+
+What is wrong is an error or is counted in a `MaskReport`, to be shown before training. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, Literal
+
+from workbench.errors import DataError, SettingError
+from workbench.mask_report import MaskReport, Problem, Tally, unless_empty
+from workbench.rows import FORMS, Rows, explicit_prompt
+from workbench.rows import make as make_rows
+from workbench.templates import Chat, Segment, Split, split_all, split_completion, split_turns, template_options
+from workbench.text import clean, clean_all, common_prefix, shorten
+
+CHUNK = 256
+"""rows tokenised in one call: enough for the tokenizer's own speed, little enough for its memory"""
+
+@dataclass(frozen=True)
+class Example:
+    """One row for supervised training: `ids`, `mask` (1: the loss is taken on this token) and `weight`, all (T,)."""
+
+    ids: list[int]
+    mask: list[int]
+    weight: list[float]
+    row: int
+
+
+@dataclass(frozen=True)
+class Examples:
+    items: list[Example]
+    report: MaskReport
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference row: prompt + chosen and prompt + rejected are the two sequences; all of an answer is scored."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    row: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    items: list[Pair]
+    report: MaskReport
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A prompt to sample from: the text as tokenised, and its ids."""
+
+    text: str
+    ids: list[int]
+
+
+def fit_rows(
+    rows: Rows | list[dict],
+    tokenizer: Any,
+    *,
+    max_length: int | None = 1024,
+    assistant_only_loss: bool = False,
+    completion_only_loss: bool | None = None,
+    truncation: Literal["keep_start", "keep_end"] = "keep_start",
+) -> Examples:
+    """Rows with prompt and completion, messages or text as Examples, with TRL 1.16's settings and defaults.
+
+    `completion_only_loss` None: True where rows have a prompt and a completion. `assistant_only_loss` trains the
+    assistant's turns only (with a prompt: those of the completion only). `max_length` None: rows are not cut.
+    Rows with nothing to train on are dropped and counted. DataError when a column is missing, when the chat template
+    refuses a row or cannot be split, or when no row is left; SettingError for settings that do not go together.
+    """
+    rows = rows if isinstance(rows, Rows) else make_rows(rows)
+    form = _fit_form(rows)
+    rows = rows.as_form(form)
+    _check_settings(rows, assistant_only_loss, completion_only_loss, max_length, truncation)
+    only_completion = form == "prompt_completion" and completion_only_loss is not False
+    chat, tally = Chat(tokenizer), Tally()
+
+    def split(index: int, row: dict) -> Split:
+        with _Naming(rows, index):
+            return _split_row(chat, row, form, assistant_only_loss, only_completion)
+
+    splits = ((index, split(index, row)) for index, row in enumerate(rows._rows))
+    items = _examples(splits, tokenizer, not rows.conversational, max_length, truncation, tally)
+    return Examples(items, _report(len(rows), items, tally, rows.notes, max_length))
+
+
+def encode_segments(
+    found: Iterable[Sequence[Segment]],
+    tokenizer: Any,
+    *,
+    add_special_tokens: bool,
+    max_length: int | None = 1024,
+    truncation: Literal["keep_start", "keep_end"] = "keep_start",
+) -> Examples:
+    """Rows given as segments, each trained or not and with its weight: for transforms of rows that choose the mask.
+
+    The texts of a row's segments, joined, are tokenised at once; `add_special_tokens` as in transformers (True for
+    plain text, False for text from a chat template). Nothing is appended: the stop token is the caller's.
+    """
+    tally = Tally()
+    splits = [(index, Split(tuple(segments))) for index, segments in enumerate(found)]
+    items = _examples(iter(splits), tokenizer, add_special_tokens, max_length, truncation, tally)
+    return Examples(items, _report(len(splits), items, tally, (), max_length))
+
+
+def pairs(rows: Rows | list[dict], tokenizer: Any, *, max_length: int | None = 1024) -> Pairs:
+    """Preference rows as Pairs, as TRL 1.16's DPOTrainer prepares and cuts them (the start is kept).
+
+    Rows whose prompt fills `max_length` are dropped and counted. Errors as in `fit_rows`.
+    """
+    rows = rows if isinstance(rows, Rows) else make_rows(rows)
+    rows.require("chosen", "rejected", what="Preference training (dpo)")
+    _check_length(max_length)
+    chat, tally = Chat(tokenizer), Tally()
+    items: list[Pair] = []
+    for chunk in _chunks(enumerate(rows._rows)):
+        both = []
+        for index, row in chunk:
+            with _Naming(rows, index):
+                both += _split_pair(chat, explicit_prompt(row))
+        coded = _encode(both, tokenizer, not rows.conversational)
+        for number, (index, _) in enumerate(chunk):
+            sides = slice(2 * number, 2 * number + 2)
+            pair = _pair(index, both[sides], coded[sides], tokenizer, max_length, tally)
+            if pair is not None:
+                items.append(pair)
+    tokens = sum(2 * len(item.prompt) + len(item.chosen) + len(item.rejected) for item in items)
+    trained = sum(len(item.chosen) + len(item.rejected) for item in items)
+    report = MaskReport(len(rows), len(items), tokens, trained, tally.problems(), rows.notes)
+    return Pairs(items, unless_empty(report, max_length))
+
+
+def prompt(
+    prompt: str | list[dict], tokenizer: Any, *, tools: Any = None, chat_template_kwargs: dict | None = None
+) -> PromptTokens:
+    """A prompt to sample from, as TRL 1.16's GRPOTrainer tokenises it.
+
+    Text gets the tokenizer's own special tokens and no chat template; messages get the chat template with the
+    generation prompt. Unlike TRL, a start token is never doubled when a text already begins with it.
+    DataError for an empty prompt, another type, or a template that refuses the messages.
+    """
+    if isinstance(prompt, str) and prompt:
+        text, special = clean(prompt), True
+    elif isinstance(prompt, (list, tuple)) and prompt and all(isinstance(item, dict) for item in prompt):
+        row = {"tools": tools, "chat_template_kwargs": chat_template_kwargs}
+        text = Chat(tokenizer).render(clean_all(list(prompt))[0], True, template_options(row))
+        special = False
+    else:
+        raise DataError(f"A prompt is text or a list of messages, not empty; this is {shorten(repr(prompt))}.")
+    ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    if _doubled_start(ids, tokenizer):
+        ids = ids[1:]
+    return PromptTokens(text, ids)
+
+
+# Splitting rows
+
+
+def _fit_form(rows: Rows) -> str:
+    for form in ("prompt_completion", "messages", "text"):
+        if set(FORMS[form]) <= set(rows.columns):
+            return form
+    if rows.form == "preference":
+        raise DataError(
+            f"{rows.source} has preference rows (chosen and rejected), which dpo reads. For supervised training "
+            "give prompt and completion, e.g. rename={'chosen': 'completion'}."
+        )
+    rows.require("prompt", "completion", what="Supervised training (sft)")
+    return "prompt_completion"
+
+
+def _split_row(chat: Chat, row: dict, form: str, assistant_only: bool, only_completion: bool) -> Split:
+    options = template_options(row)
+    if form == "text":
+        return Split((Segment(_ended(row["text"], chat.tokenizer), "all", True),))
+    if form == "messages":
+        split = split_turns if assistant_only else split_all
+        return split(chat, row["messages"], options)
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, str):
+        segments = (
+            Segment(prompt, "prompt", not only_completion),
+            Segment(_ended(completion, chat.tokenizer), "completion", True),
+        )
+        return Split(segments)
+    if assistant_only:
+        return split_turns(chat, [*prompt, *completion], options, len(prompt) if only_completion else 0)
+    if only_completion:
+        return split_completion(chat, prompt, completion, options)
+    return split_all(chat, [*prompt, *completion], options)
+
+
+def _split_pair(chat: Chat, row: dict) -> list[Split]:
+    options, prompt = template_options(row), row["prompt"]
+    if isinstance(prompt, str):
+        first = Segment(prompt, "prompt", False)
+        sides = [Segment(_ended(row[side], chat.tokenizer), side, True) for side in ("chosen", "rejected")]
+        return [Split((first, side)) for side in sides]
+    return [split_completion(chat, prompt, row[side], options) for side in ("chosen", "rejected")]
+
+
+def _ended(text: str, tokenizer: Any) -> str:
+    """The text with the tokenizer's end token, unless it ends with it (TRL's `add_eos`)."""
+    if tokenizer.eos_token is None:
+        raise DataError(
+            "The tokenizer has no end token, so plain rows cannot teach the model to stop. Set tokenizer.eos_token."
+        )
+    return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+
+
+def _check_settings(
+    rows: Rows, assistant_only: bool, completion_only: bool | None, max_length: int | None, truncation: str
+) -> None:
+    _check_length(max_length)
+    if truncation not in ("keep_start", "keep_end"):
+        raise SettingError(f"truncation={truncation!r}: give 'keep_start' or 'keep_end'.")
+    if completion_only and rows.form != "prompt_completion":
+        hint = " assistant_only_loss=True trains the assistant's turns." if rows.form == "messages" else ""
+        raise SettingError(
+            f"completion_only_loss=True needs rows with prompt and completion; these have {rows.form}.{hint}"
+        )
+    if assistant_only and not rows.conversational:
+        raise SettingError("assistant_only_loss=True needs conversational rows (messages); these are plain text.")
+
+
+def _check_length(max_length: int | None) -> None:
+    if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
+        raise SettingError(f"max_length={max_length!r}: give a number of tokens from 2, or None for no limit.")
+
+
+# Tokens
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A split as tokens: `ends[s]` is where segment s ends in `ids`; `merged` what the prompt alone would end in."""
+
+    ids: list[int]
+    ends: list[int]
+    merged: str = ""
+
+
+def _encode(splits: Sequence[Split], tokenizer: Any, special: bool) -> list[_Coded]:
+    """Every split's ids and segment ends, from one call of the tokenizer."""
+    texts: list[str] = []
+    for split in splits:
+        texts.append(split.text)
+        texts += [split.text[:end] for end in _inner_ends(split)]
+    coded = iter(tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else [])
+    return [_code(split, list(next(coded)), coded, tokenizer, special) for split in splits]
+
+
+def _inner_ends(split: Split) -> list[int]:
+    ends, at = [], 0
+    for segment in split.segments[:-1]:
+        at += len(segment.text)
+        ends.append(at)
+    return ends
+
+
+def _code(
+    split: Split, ids: list[int], coded: Iterator[list[int]], tokenizer: Any, special: bool
+) -> _Coded:
+    ends, merged = [], ""
+    for segment, end in zip(split.segments, _inner_ends(split), strict=False):
+        before = list(next(coded))
+        shared = common_prefix(before, ids)
+        # A tokenizer that appends its end token does so to the beginning as well; that is no merge.
+        extra = [token for token in before[shared:] if token != tokenizer.eos_token_id]
+        if extra and segment.train:
+            shared = _covering(split.text, end, shared, tokenizer, special)  # ends inside a token: train it
+        elif extra and not merged:
+            merged = shorten(tokenizer.decode(before[shared:]))
+        ends.append(shared)
+    return _Coded(ids, [*ends, len(ids)], merged)
+
+
+def _covering(text: str, end: int, least: int, tokenizer: Any, special: bool) -> int:
+    """How many tokens it takes to cover `text[:end]`, when the last of them reaches beyond `end`."""
+    if not getattr(tokenizer, "is_fast", False):
+        return least + 1
+    coded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+    reached = [i for i, (first, stop) in enumerate(coded["offset_mapping"]) if first < end and stop > first]
+    return max(least, reached[-1] + 1 if reached else 0)
+
+
+def _examples(
+    splits: Iterator[tuple[int, Split]],
+    tokenizer: Any,
+    special: bool,
+    max_length: int | None,
+    truncation: str,
+    tally: Tally,
+) -> list[Example]:
+    items = []
+    for chunk in _chunks(splits):
+        coded = _encode([split for _, split in chunk], tokenizer, special)
+        for (index, split), code in zip(chunk, coded, strict=True):
+            item = _example(index, split, code, tokenizer, max_length, truncation, tally)
+            if item is not None:
+                items.append(item)
+    return items
+
+
+def _example(
+    index: int,
+    split: Split,
+    code: _Coded,
+    tokenizer: Any,
+    max_length: int | None,
+    truncation: str,
+    tally: Tally,
+) -> Example | None:
+    mask, weight, at, stop = [], [], 0, -1
+    for segment, end in zip(split.segments, code.ends, strict=True):
+        mask += [int(segment.train)] * (end - at)
+        weight += [segment.weight] * (end - at)
+        at = max(at, end)
+        stop = at - 1 if segment.train else stop
+    _tally_text(index, split, code, tokenizer, tally)
+    if 1 not in mask:
+        tally.add("empty", index)
+        return None
+    ids, first = code.ids, 0
+    if max_length is not None and len(ids) > max_length:
+        first = 0 if truncation == "keep_start" else len(ids) - max_length
+        kept = slice(first, first + max_length)
+        ids, mask, weight = ids[kept], mask[kept], weight[kept]
+        if 1 not in mask:
+            tally.add("masked", index)
+            return None
+        tally.add("cut", index)
+        if not first <= stop < first + max_length:
+            tally.add("stop_cut", index)
+    return Example(ids, mask, weight, index)
+
+
+def _pair(
+    index: int,
+    both: Sequence[Split],
+    coded: Sequence[_Coded],
+    tokenizer: Any,
+    max_length: int | None,
+    tally: Tally,
+) -> Pair | None:
+    notes = (*both[0].notes, *both[1].notes)
+    merged = coded[0].merged or coded[1].merged
+    _tally_text(index, Split(both[0].segments, notes), replace(coded[0], merged=merged), tokenizer, tally)
+    spans = [_trained(split, code) for split, code in zip(both, coded, strict=True)]
+    if None in spans:
+        tally.add("empty", index)
+        return None
+    begin = min(first for first, _ in spans)
+    chosen, rejected = (code.ids for code in coded)
+    if begin == 0:  # the first token is never scored, in TRL neither; it must at least be common
+        if chosen[0] != rejected[0]:
+            tally.add("no_context", index)
+            return None
+        begin = 1
+    if max_length is not None and begin >= max_length:
+        tally.add("prompt_too_long", index)
+        return None
+    if max_length is not None and max(end for _, end in spans) > max_length:
+        tally.add("cut", index)
+        tally.add("stop_cut", index)
+    limit = max_length if max_length is not None else max(len(chosen), len(rejected))
+    chosen_part = chosen[begin : min(spans[0][1], limit)]  # what a template writes after the stop token
+    rejected_part = rejected[begin : min(spans[1][1], limit)]  # is not scored
+    if chosen_part == rejected_part:
+        tally.add("same", index)
+    return Pair(chosen[:begin], chosen_part, rejected_part, index)
+
+
+def _trained(split: Split, code: _Coded) -> tuple[int, int] | None:
+    """The tokens [first, end) of the split's one trained segment; None when there is none."""
+    firsts = [0, *code.ends]
+    spans = [(firsts[i], firsts[i + 1]) for i, segment in enumerate(split.segments) if segment.train]
+    return spans[0] if spans and spans[0][0] < spans[0][1] else None
+
+
+def _chunks(items: Iterable) -> Iterator[list]:
+    items = iter(items)
+    while chunk := list(islice(items, CHUNK)):
+        yield chunk
+
+
+# What is counted
+
+
+class _Naming:
+    """Names the row in a DataError that comes from inside."""
+
+    def __init__(self, rows: Rows, index: int) -> None:
+        self.rows, self.index = rows, index
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, DataError):
+            raise DataError(f"{self.rows.where(self.index)}: {error}") from error
+
+
+def _tally_text(index: int, split: Split, code: _Coded, tokenizer: Any, tally: Tally) -> None:
+    for name, detail in split.notes:
+        tally.add(name, index, detail)
+    if code.merged:
+        tally.add("merged", index, f"the prompt alone ends in {code.merged}")
+    if _doubled_start(code.ids, tokenizer):
+        tally.add("doubled_start", index)
+    end = tokenizer.eos_token_id
+    if end is not None and end != tokenizer.bos_token_id and code.ids[-2:] == [end, end]:
+        tally.add("doubled_stop", index)
+
+
+def _doubled_start(ids: list[int], tokenizer: Any) -> bool:
+    start = tokenizer.bos_token_id
+    return start is not None and len(ids) > 1 and ids[0] == ids[1] == start
+
+
+def _report(
+    given: int, items: list[Example], tally: Tally, notes: tuple[str, ...], max_length: int | None
+) -> MaskReport:
+    tokens = sum(len(item.ids) for item in items)
+    trained = sum(sum(item.mask) for item in items)
+    return unless_empty(MaskReport(given, len(items), tokens, trained, tally.problems(), notes), max_length)

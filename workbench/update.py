@@ -1,0 +1,212 @@
+"""The update: micro-batches through the model, gradients added up, one optimiser step.
+
+Normalisers are global to the update, so how its rows are split into micro-batches never changes the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench import objectives
+from workbench.errors import RunError, SettingError
+from workbench.keys import key, torch_seed
+from workbench.settings import Settings, learning_rate
+from workbench.state import State
+
+LOGITS_BUDGET = 2**30
+"""bytes of float32 logits that a micro-batch of unnamed size may hold"""
+TOKENS_BUDGET = 8192
+"""and tokens, padding included"""
+
+
+@dataclass
+class Batch:
+    """The rows of one update.
+
+    sequences  token ids of prompt and completion, one list a row
+    starts     the first scored position of each row; everything from there on is scored
+    columns    per row: a number, or one number per scored token
+    unit       rows that belong together and are never split (2 for preference pairs)
+    """
+
+    sequences: list[list[int]]
+    starts: list[int]
+    columns: dict[str, Sequence] = field(default_factory=dict)
+    unit: int = 1
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        return Batch(
+            [self.sequences[i] for i in rows],
+            [self.starts[i] for i in rows],
+            {name: [values[i] for i in rows] for name, values in self.columns.items()},
+            self.unit,
+        )
+
+    def scored(self) -> list[int]:
+        """Scored tokens per row."""
+        return [len(ids) - start for ids, start in zip(self.sequences, self.starts, strict=True)]
+
+
+@dataclass
+class Outcome:
+    """What an update did."""
+
+    loss: float
+    metrics: dict[str, float]
+
+
+def plan(batch: Batch, size: int | None, vocab: int) -> list[list[int]]:
+    """Rows of each micro-batch, in order; units stay whole.
+
+    `size`: units a micro-batch. None: as many as keep rows x longest row under TOKENS_BUDGET and their logits
+    under LOGITS_BUDGET, at least one.
+    """
+    most = min(TOKENS_BUDGET, LOGITS_BUDGET // (4 * vocab))
+    units = [list(range(i, i + batch.unit)) for i in range(0, len(batch), batch.unit)]
+    if size is not None:
+        return [sum(units[i : i + size], []) for i in range(0, len(units), size)]
+    made: list[list[int]] = []
+    longest = 0
+    for unit in units:
+        length = max(len(batch.sequences[i]) for i in unit)
+        rows = (len(made[-1]) if made else 0) + len(unit)
+        if made and rows * max(longest, length) <= most:
+            made[-1] += unit
+            longest = max(longest, length)
+        else:
+            made.append(list(unit))
+            longest = length
+    return made
+
+
+def columns_of(batch: Batch, like: Tensor) -> dict[str, Tensor]:
+    """The batch's columns as tensors of `like`'s dtype and device: (B,), or (B, T) padded with 0."""
+    width = max(batch.scored())
+    made = {}
+    for name, values in batch.columns.items():
+        if len(values) and hasattr(values[0], "__len__"):
+            table = torch.zeros(len(values), width, dtype=torch.float64)
+            for i, row in enumerate(values):
+                table[i, : len(row)] = torch.as_tensor(row, dtype=torch.float64)
+        else:
+            table = torch.tensor([float(v) for v in values], dtype=torch.float64)
+        made[name] = table.to(like.dtype).to(like.device)
+    return made
+
+
+def gradients(
+    policy,
+    batch: Batch,
+    objective: objectives.Objective,
+    totals: Mapping[str, float],
+    *,
+    micro_batches: list[list[int]],
+    temperature: float = 1.0,
+    train_mode: bool = True,
+    dropout_key: int = 0,
+    check: Callable[[], None] = lambda: None,
+    grad: bool = True,
+) -> Outcome:
+    """Loss and metrics of `batch`; with `grad`, its gradients are left in the `.grad` of the trained parameters.
+
+    Dropout (only where the model has any) is drawn from `dropout_key` and the micro-batch's number, inside a
+    fork of the generators. `check()` is called before each micro-batch and may raise Interrupted.
+    """
+    model = policy.model
+    model.zero_grad(set_to_none=True)
+    loss, sums = 0.0, {}
+    dropout = train_mode and grad and has_dropout(model)
+    was_training = model.training
+    model.train(train_mode and grad)
+    try:
+        for number, rows in enumerate(micro_batches):
+            check()
+            part = batch.take(rows)
+            with (seeded(key(dropout_key, number), policy.device) if dropout else nullcontext()), torch.set_grad_enabled(grad):
+                scores = policy.token_scores(part.sequences, part.starts, temperature=temperature)
+                part_loss, metrics = objective(scores, columns_of(part, scores.logprob), totals)
+                if grad:
+                    part_loss.backward()
+            loss += float(part_loss.detach())
+            for name, (total, count) in metrics.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + float(total), before[1] + float(count))
+    finally:
+        model.train(was_training)
+    return Outcome(loss, {"loss": loss, **objectives.finish(sums)})
+
+
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether any dropout of the model is on (modules; attention dropout stands in the config)."""
+    config = getattr(model, "config", None)
+    if getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
+        return True
+    return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
+
+
+def seeded(seed: int, device: torch.device):
+    """A context in which the global generators start at `seed`; afterwards they are where they were."""
+
+    class Fork:
+        def __enter__(self):
+            self.fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+            self.fork.__enter__()
+            torch.manual_seed(torch_seed(seed))
+
+        def __exit__(self, *error):
+            return self.fork.__exit__(*error)
+
+    return Fork()
+
+
+def apply(policy, state: State, settings: Settings, step: int) -> dict[str, float]:
+    """One AdamW step on the gradients left by `gradients`; the optimiser's slots live in `state.optim`.
+
+    Gradients are clipped at `max_grad_norm`, weight decay leaves vectors out, as in TRL. Returns the metrics
+    `grad_norm` (before clipping) and `learning_rate`. Raises RunError before touching a weight when a gradient
+    is not finite.
+    """
+    trained = {name: p for name, p in policy.trainable().items() if p.grad is not None}
+    if not trained:
+        raise SettingError("Nothing received a gradient: no parameter is trainable. Attach an adapter first.")
+    grads = [p.grad for p in trained.values()]
+    norm = torch.nn.utils.get_total_norm(grads)
+    if not torch.isfinite(norm):
+        bad = [name for name, p in trained.items() if not torch.isfinite(p.grad).all()]
+        raise RunError(f"Step {step}: the gradient is not finite (first in {bad[0] if bad else 'the norm'}); the step was undone.")
+    if settings.max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(list(trained.values()), settings.max_grad_norm, norm)
+    lr = learning_rate(settings, step)
+    slots = state.optim.setdefault("adamw", {})
+    decayed = [p for p in trained.values() if p.ndim > 1]
+    plain = [p for p in trained.values() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+        lr=lr,
+        betas=(settings.adam_beta1, settings.adam_beta2),
+        eps=settings.adam_epsilon,
+    )
+    for name, p in trained.items():
+        if name in slots:
+            optimizer.state[p] = slots[name]
+    optimizer.step()
+    for name, p in trained.items():
+        slots[name] = dict(optimizer.state[p])
+        p.grad = None
+    return {"grad_norm": float(norm), "learning_rate": lr}
+
+
+def totals_of(batch: Batch, **more: float) -> dict[str, float]:
+    """The normalisers every objective may use: rows, pairs, scored tokens (and what else the caller knows)."""
+    rows = len(batch)
+    base: dict[str, Any] = {"rows": float(rows), "pairs": rows / 2, "tokens": float(sum(batch.scored()))}
+    return base | {name: float(value) for name, value in more.items()}
