@@ -1,8 +1,9 @@
-"""Chat templates of five model families, written out from their published structure, and a tokenizer for each.
+"""Chat templates of five model families, written out from their published structure, and a tokenizer for
+each.
 
-The templates keep what matters for masks: which special tokens stand where, what is trimmed, what earlier turns lose.
-Tool calls are left out. Each family's tokenizer is a byte-level BPE trained on the spot on a few lines, with the
-family's special tokens.
+The templates keep what matters for masks: which special tokens stand where, what is trimmed, what earlier
+turns lose. Tool calls are left out. Each family's tokenizer is a byte-level BPE trained on the spot on a few
+lines, with the family's special tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ LLAMA3 = (
 
 QWEN25 = (
     "{% if messages[0].role != 'system' %}"
-    "{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n' }}"
+    "{{ '<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. '"
+    "+ 'You are a helpful assistant.<|im_end|>\n' }}"
     "{% endif %}"
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -29,7 +31,8 @@ QWEN25 = (
 
 QWEN3 = (
     "{% set ns = namespace(last_query=-1) %}"
-    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last_query = loop.index0 %}{% endif %}{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}"
+    "{% set ns.last_query = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in messages %}"
     "{% if m.role == 'assistant' %}"
     "{% set content = m.content %}{% set reasoning = '' %}"
@@ -39,13 +42,15 @@ QWEN3 = (
     "{% set content = content.split('</think>')[-1].lstrip('\n') %}"
     "{% endif %}"
     "{% if loop.index0 > ns.last_query and (loop.last or reasoning) %}"
-    "{{ '<|im_start|>assistant\n<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}"
+    "{{ '<|im_start|>assistant\n<think>\n' + reasoning.strip('\n') + '\n</think>\n\n' }}"
+    "{{ content.lstrip('\n') }}"
     "{% else %}{{ '<|im_start|>assistant\n' + content }}{% endif %}"
     "{{ '<|im_end|>\n' }}"
     "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '<think>\n\n</think>\n\n' }}{% endif %}"
     "{% endif %}"
 )
 
@@ -72,7 +77,7 @@ MISTRAL = (  # v3: the system message stands before the last user message
     "{% for m in rest %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
     "{% for m in rest %}"
     "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
-    "{{ raise_exception('After the optional system message, roles must alternate user/assistant') }}{% endif %}"
+    "{{ raise_exception('After the optional system message, roles must alternate') }}{% endif %}"
     "{% if m.role == 'user' %}"
     "{{ '[INST] ' + (head if loop.index0 == ns.last else '') + m.content + '[/INST]' }}"
     "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}"
@@ -85,7 +90,8 @@ PHI3 = (  # closes a conversation with the end-of-text token, but not a prompt
 )
 
 PHI4 = (
-    "{% for m in messages %}{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}"
+    "{% for m in messages %}"
+    "{{ '<|im_start|>' + m.role + '<|im_sep|>' + m.content + '<|im_end|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant<|im_sep|>' }}{% endif %}"
 )
 
@@ -124,7 +130,8 @@ FAMILIES = {
     ),
 }
 
-# How Llama 3 and Qwen cut text into pieces: line ends stay together, so a header's "\n\n" is one token before any text.
+# How Llama 3 and Qwen cut text into pieces: line ends stay together, so a header's "\n\n" is one token,
+# whatever text follows.
 PIECES = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -143,7 +150,11 @@ def tokenizer(family: str) -> PreTrainedTokenizerFast:
     template, special, start, end, _ = FAMILIES[family]
     made = Tokenizer.from_str(_trained(tuple(special), start))
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=made, bos_token=start, eos_token=end, pad_token=special[0], clean_up_tokenization_spaces=False
+        tokenizer_object=made,
+        bos_token=start,
+        eos_token=end,
+        pad_token=special[0],
+        clean_up_tokenization_spaces=False,
     )
     if family == "qwen3":
         wrapped.add_tokens(["<think>", "</think>"])  # added, but not special, as published

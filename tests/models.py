@@ -62,7 +62,7 @@ def _config(kind: str, **changes: Any):
     import transformers as t
 
     common = dict(
-        vocab_size=VOCABULARY, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, initializer_range=0.5
+        vocab_size=VOCABULARY, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, initializer_range=0.35
     )
     attention = dict(
         hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,

@@ -93,7 +93,7 @@ def test_temperature_zero_is_what_transformers_generates(tmp_path, kind):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0])
 def test_recorded_scores_are_those_of_scoring(tmp_path, temperature):
-    policy = tiny_policy(tmp_path / "m", lora=True)
+    policy = tiny_policy(tmp_path / "m", lora=True, initializer_range=0.2)
     rollouts = drawn(policy, temperature=temperature, top_p=0.9, top_k=40)
     scores = policy.score(rollouts.prompt_ids, rollouts.ids, temperature=temperature)
     for i in range(len(rollouts)):
@@ -116,7 +116,9 @@ def test_frequencies_are_the_probabilities():
         tokens, logprob, entropy = draw(p.log().expand(n, -1), uniform, settings)
         counts = torch.bincount(tokens, minlength=6).double() / n
         # four standard deviations of a share
-        assert ((counts - expected).abs() <= 4 * (expected * (1 - expected) / n).sqrt() + 1e-12).all(), settings
+        assert ((counts - expected).abs() <= 4 * (expected * (1 - expected) / n).sqrt() + 1e-12).all(), (
+            settings
+        )
         at = settings.temperature
         whole = torch.log_softmax(p.log().double() / at, -1)  # what is recorded knows no truncation
         assert torch.allclose(logprob, whole[tokens])
@@ -151,7 +153,9 @@ def test_chunks_of_a_draw_do_not_matter(monkeypatch):
     uniform = torch.from_numpy(keys.uniforms(1, 9))
     whole = draw(logits, uniform, Sampling(top_p=0.9))
     monkeypatch.setattr(decoder, "CHUNK", 60)
-    assert all(torch.equal(a, b) for a, b in zip(whole, draw(logits, uniform, Sampling(top_p=0.9)), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole, draw(logits, uniform, Sampling(top_p=0.9)), strict=True)
+    )
 
 
 def test_broken_logits_are_an_error():

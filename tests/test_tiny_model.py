@@ -1,4 +1,4 @@
-"""The shipped model and its lesson task: what the files promise, what the model scores, what the rewards pay."""
+"""The shipped model and its lesson task: what the files promise, what it scores, what the rewards pay."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def complete(prompts: list[str], n: int = 1, greedy: bool = False) -> list[str]:
     import torch
 
     torch.manual_seed(0)
-    batch = tokenizer()([p for p in prompts for _ in range(n)], return_tensors="pt", padding=True, padding_side="left")
+    batch = tokenizer()(
+        [p for p in prompts for _ in range(n)], return_tensors="pt", padding=True, padding_side="left"
+    )
     how = {"do_sample": False, "temperature": None, "top_k": None, "top_p": None} if greedy else {}
     out = model().generate(**batch, max_new_tokens=40, **how)
     return tokenizer().batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -63,8 +65,14 @@ def test_checkpoint_is_small_and_plain_transformers():
 def test_settings_of_generation_are_plain_sampling_that_stops_at_the_turn():
     settings = model().generation_config
     assert (settings.do_sample, settings.temperature, settings.top_k, settings.top_p) == (True, 1.0, 0, 1.0)
-    assert settings.eos_token_id == tokenizer().convert_tokens_to_ids("<|im_end|>") == tokenizer().eos_token_id
-    assert settings.pad_token_id == tokenizer().convert_tokens_to_ids("<|endoftext|>") == tokenizer().pad_token_id
+    assert (
+        settings.eos_token_id == tokenizer().convert_tokens_to_ids("<|im_end|>") == tokenizer().eos_token_id
+    )
+    assert (
+        settings.pad_token_id
+        == tokenizer().convert_tokens_to_ids("<|endoftext|>")
+        == tokenizer().pad_token_id
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,21 +93,27 @@ def test_any_text_comes_back_as_it_went_in(given):
 
 def test_random_unicode_comes_back_as_it_went_in():
     rng = random.Random(0)
-    given = "".join(chr(rng.choice((rng.randrange(0x20, 0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(2000))
+    given = "".join(
+        chr(rng.choice((rng.randrange(0x20, 0xD800), rng.randrange(0xE000, 0x110000)))) for _ in range(2000)
+    )
     assert tokenizer().decode(tokenizer()(given)["input_ids"]) == given
 
 
 def test_digits_are_tokens_of_their_own_and_frequent_words_are_one():
     pieces = [tokenizer().decode([i]) for i in tokenizer()(" has 1234 apples+5=1239 more")["input_ids"]]
     assert pieces == [" has", " ", "1", "2", "3", "4", " apples", "+", "5", "=", "1", "2", "3", "9", " more"]
-    assert not [piece for piece in tokenizer().get_vocab() if len(re.findall(r"\d", piece)) > 0 and len(piece) > 1]
+    assert not [
+        piece for piece in tokenizer().get_vocab() if len(re.findall(r"\d", piece)) > 0 and len(piece) > 1
+    ]
 
 
 def test_a_prompt_and_its_completion_tokenise_as_they_do_together():
     completion = " 27+38=65\n65-9=56\n#### 56"
     apart = tokenizer()(STORY)["input_ids"] + tokenizer()(completion)["input_ids"]
     assert tokenizer()(STORY + completion)["input_ids"] == apart
-    assert len(tokenizer()(completion)["input_ids"]) == 21  # " 27+38=65": 9; "\n65-9=56": 8; "\n#### 56": 5 with "####"
+    assert (
+        len(tokenizer()(completion)["input_ids"]) == 21
+    )  # " 27+38=65": 9; "\n65-9=56": 8; "\n#### 56": 5 with "####"
 
 
 def test_chat_template_is_the_chat_of_the_training_text():
@@ -115,7 +129,9 @@ def test_chat_template_is_the_chat_of_the_training_text():
 
 def test_chat_template_marks_what_the_assistant_says():
     messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]
-    made = tokenizer().apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    made = tokenizer().apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
     said = [i for i, mine in zip(made["input_ids"], made["assistant_masks"], strict=True) if mine]
     assert tokenizer().decode(said) == "Hello!<|im_end|>"
 
@@ -191,11 +207,17 @@ def test_answers_are_the_sums_and_no_running_total_is_below_zero():
 
 
 def test_train_and_test_share_no_sum():
-    train = {row["sum"] for row in sums.make_rows(3000, seed=0)} | {row["sum"] for row in sums.make_rows(3000, seed=5)}
+    train = {row["sum"] for row in sums.make_rows(3000, seed=0)} | {
+        row["sum"] for row in sums.make_rows(3000, seed=5)
+    }
     test = {row["sum"] for row in sums.make_rows(3000, seed=0, split="test")}
     assert len(test) == 3000 and not train & test
     assert all(sums.split_of(one) == "test" for one in test)
-    assert 0.17 < sum(sums.split_of(f"{a}+{b}") == "test" for a in range(100) for b in range(100)) / 10_000 < 0.23
+    assert (
+        0.17
+        < sum(sums.split_of(f"{a}+{b}") == "test" for a in range(100) for b in range(100)) / 10_000
+        < 0.23
+    )
 
 
 def test_the_model_was_never_shown_a_held_out_sum():
@@ -236,7 +258,12 @@ def test_final_number(completion, number):
 
 def test_rewards_by_hand_plain_and_conversational():
     texts = [" 27+38=65\n#### 65", "#### 64", "65", "27+38=64\n64+1=65\n#### 65"]
-    assert sums.correct(completions=texts, answer=[65, 65, 65, "65"], prompts=["?"] * 4) == [1.0, 0.0, 0.0, 1.0]
+    assert sums.correct(completions=texts, answer=[65, 65, 65, "65"], prompts=["?"] * 4) == [
+        1.0,
+        0.0,
+        0.0,
+        1.0,
+    ]
     assert sums.formatted(completions=texts, answer=[65] * 4) == [1.0, 1.0, 0.0, 1.0]
     assert sums.worked(completions=texts) == [1.0, 0.0, 0.0, 0.5]
     chats = [[{"role": "assistant", "content": said}] for said in texts]

@@ -118,12 +118,13 @@ def _notebooks(folder: str | None) -> Path:
         if not Path(folder).is_dir():
             raise SettingError(f"There is no folder {folder!r} to open.")
         return Path(folder)
-    for root in (Path.cwd(), CHECKOUT):
+    roots = list(dict.fromkeys([Path.cwd(), CHECKOUT]))
+    for root in roots:
         if any((root / "notebooks").glob("*.ipynb")):
             return root / "notebooks"
     raise SettingError(
-        f"The lessons are not here: no notebooks/*.ipynb in {Path.cwd()} or {CHECKOUT}. They come with a checkout "
-        "of the project, not with the installed package: clone it and run `workbench lab` in it. "
+        f"The lessons are not here: no notebooks/*.ipynb in {' or '.join(map(str, roots))}. They come with a "
+        "checkout of the project, not with the installed package: clone it and run `workbench lab` in it. "
         "Any other folder of notebooks opens with `workbench lab FOLDER`."
     )
 

@@ -127,7 +127,7 @@ def packages(where: Where) -> Iterator[Check]:
 
 
 def range_checks(found: dict[str, tuple[str, str | None]]) -> Iterator[Check]:
-    """One line for all packages within their ranges, one for each other. `found`: name -> (range, version)."""
+    """One line for all packages in their ranges, one for each other. `found`: name -> (range, version)."""
     from packaging.specifiers import SpecifierSet
 
     def good(name: str) -> bool:
@@ -336,7 +336,7 @@ def jupyter(where: Where) -> Iterator[Check]:
     except NoSuchKernel:
         yield fail("Jupyter", f"{found}, but no Python kernel", todo)
         return
-    # A bare "python" means the Python that runs JupyterLab. A venv's python is a link: links are not followed.
+    # A bare "python" means the one that runs JupyterLab. A venv's python is a link: links are not followed.
     if program.is_absolute() and program.parent != Path(sys.executable).parent:
         yield warn("Jupyter", f"{found}, but notebooks start another Python: {program}", todo)
     else:

@@ -134,25 +134,36 @@ def _why_not_merged(policy: Policy) -> str | None:
 
 
 def _merged(policy: Policy) -> nn.Module:
-    """A plain model on the CPU, in float32 or finer, that says what the policy says. The policy stays as it
-    is.
-    """
+    """A plain model on the CPU, in float32 or finer, that says what the policy says, which stays as it is."""
     if policy.origin.quantize:
         model = _dequantised(policy)
     else:
         model = copy.deepcopy(policy.model, _copies_on_cpu(policy.model))
         if torch.finfo(getattr(torch, policy.origin.dtype)).bits < 32:
             model = model.float()  # rounded once, at the end
-    if policy.has_adapter:
-        try:
-            model = model.merge_and_unload(safe_merge=True)
-        except (ValueError, NotImplementedError) as error:
-            raise SettingError(
-                f"This adapter cannot be merged: {error} Use policy.save(folder), which writes the adapter "
-                "by itself."
-            ) from error
-    _untie(model)
+    if not policy.has_adapter:
+        return model.eval()
+    _part_embeddings(decoder.base_of(model))
+    try:
+        model = model.merge_and_unload(safe_merge=True)
+    except (ValueError, NotImplementedError) as error:
+        raise SettingError(
+            f"This adapter cannot be merged: {error} policy.save(folder) writes the adapter by itself."
+        ) from error
     return model.eval()
+
+
+def _part_embeddings(model: nn.Module) -> None:
+    """Unties embeddings that an adapter sits on; else what is merged into one lands in the other as well."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if not (hasattr(inputs, "base_layer") or hasattr(outputs, "base_layer")):
+        return
+    inputs, outputs = getattr(inputs, "base_layer", inputs), getattr(outputs, "base_layer", outputs)
+    if outputs is None or inputs.weight is not outputs.weight:
+        return
+    outputs.weight = nn.Parameter(inputs.weight.detach().clone())
+    for config in (model.config, model.config.get_text_config(decoder=True)):
+        config.tie_word_embeddings = False
 
 
 def _copies_on_cpu(model: nn.Module) -> dict[int, Any]:
@@ -170,7 +181,6 @@ def _copies_on_cpu(model: nn.Module) -> dict[int, Any]:
 def _dequantised(policy: Policy) -> nn.Module:
     """A float32 model on the CPU with the quantised base's very values, and the policy's adapter on it."""
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
-    from peft.utils.integrations import dequantize_module_weight
     from transformers import AutoModelForCausalLM
 
     base = decoder.base_of(policy.model)
@@ -183,8 +193,8 @@ def _dequantised(policy: Policy) -> nn.Module:
     for name, module in base.named_modules():
         own = {n: p.data for n, p in module.named_parameters(recurse=False)}
         own |= {n: b for n, b in module.named_buffers(recurse=False)}
-        if type(getattr(module, "weight", None)).__name__ in ("Params4bit", "Int8Params"):
-            own["weight"] = dequantize_module_weight(module).data
+        if "weight" in own:
+            own["weight"] = _dequantised_weight(module)
         for part, tensor in own.items():
             values[f"{name}.{part}".replace(".base_layer.", ".")] = tensor.detach().float().cpu()
     wanted = model.state_dict()
@@ -195,22 +205,30 @@ def _dequantised(policy: Policy) -> nn.Module:
     model.tie_weights()
     model.generation_config = copy.deepcopy(base.generation_config)
     if policy.has_adapter:
-        model = get_peft_model(model, copy.deepcopy(policy.adapter))
+        adapter = copy.deepcopy(policy.adapter)
+        if adapters.edits_base(adapter):
+            adapter.init_lora_weights = True  # the base has been changed already
+        model = get_peft_model(model, adapter)
         set_peft_model_state_dict(model, get_peft_model_state_dict(policy.model, save_embedding_layers=False))
     return model
 
 
+def _dequantised_weight(module: nn.Module) -> Tensor:
+    """The values that a layer computes with. (peft's helper for this leaves int8 layers on a CPU broken.)"""
+    weight = module.weight
+    if type(weight).__name__ == "Params4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    if type(weight).__name__ == "Int8Params":  # rows of int8, each with the size that 127 stands for
+        state = module.state
+        rows, size = (weight.CB, weight.SCB) if state.CB is None else (state.CB, state.SCB)
+        return (weight.data if rows is None else rows).float() * (size.float() / 127)[:, None]
+    return weight.data
+
+
 def _is_tied(model: nn.Module, name: str) -> bool:
     return name not in dict(model.named_parameters()) and name not in dict(model.named_buffers())
-
-
-def _untie(model: nn.Module) -> None:
-    """Says in the config that input and output embeddings differ, if merging an adapter made them differ."""
-    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
-    if outputs is None or inputs.weight is outputs.weight:
-        return
-    for config in (model.config, model.config.get_text_config(decoder=True)):
-        config.tie_word_embeddings = False
 
 
 @torch.no_grad()
@@ -226,9 +244,14 @@ def compare(policy: Policy, folder: str | Path, probes: Sequence[str]) -> Agreem
         drawn = policy.sample(list(probes), n=1, max_new_tokens=PROBE_TOKENS, temperature=1.0, seed=0)
         texts = [a + b for a, b in zip(drawn.prompt_ids, drawn.ids, strict=True)]
         mine = [policy._logits(_batch(ids, policy.device), len(ids))[0].double().cpu() for ids in texts]
-    written = (
-        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True).to(device).eval()
+    written, info = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, output_loading_info=True
     )
+    if info["missing_keys"]:
+        raise WorkbenchError(
+            f"export: {folder} lacks weights it should have: {sorted(info['missing_keys'])[:3]}."
+        )
+    written = written.to(device).eval()
     kl, same = [], []
     for ids, z in zip(texts, mine, strict=True):
         other = decoder.last_logits(written, len(ids), input_ids=_batch(ids, device), use_cache=False)[0]

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import folders, methods, worker
-from workbench import rows as rows_of
 from workbench import settings as settings_of
 from workbench.engine import Change, Engine, Live
 from workbench.errors import DataError, RunError, SettingError, StoreError, did_you_mean
 from workbench.methods.grpo import Prompts
 from workbench.policy import Policy, from_description
 from workbench.rows import Rows
+from workbench.rows import rows as read_rows
 from workbench.run import Run
 from workbench.state import State, clone
 from workbench.store import Store
@@ -122,13 +122,13 @@ def _source(method: methods.Method, data: Any) -> Rows | Task:
         return data
     if isinstance(data, Task):
         raise DataError(f"wb.{method.name} trains on rows, not on a Task; give rows with the columns it reads.")
-    return rows_of.rows(data)
+    return read_rows(data)
 
 
 def _held_out(method: methods.Method, data: Any, source: Rows | Task) -> Rows | Task | None:
     if data is None or isinstance(data, Task):
         return data
-    held_out = rows_of.rows(data)
+    held_out = read_rows(data)
     if isinstance(source, Task):
         return Task(held_out, dict(zip(source.reward_names, source.rewards, strict=True)), source.weights, verdict=source.verdict)
     return held_out
@@ -146,14 +146,14 @@ def _spec(source: Rows | Task) -> dict[str, Any]:
 
 def _unspec(spec: dict[str, Any], rows: list[dict], rewards: Any) -> Rows | Task:
     """The rows or the task that gave `spec`. Raises RunError naming reward functions that are not to be had."""
-    return rebuild(spec["task"], rows, rewards) if spec["kind"] == "task" else rows_of.rows(rows)
+    return rebuild(spec["task"], rows, rewards) if spec["kind"] == "task" else read_rows(rows)
 
 
 def _prepare(method: methods.Method, policy: Policy, source: Rows | Task, settings, what: str) -> Any:
     prepared = method.prepare(policy.tokenizer, source, settings)
     report = getattr(prepared, "report", None)
-    if report is not None and (lines := report.lines()):
-        warnings.warn(f"wb.{method.name}, {what}:\n" + "\n".join(lines), stacklevel=2)
+    if report is not None and not report.ok:
+        warnings.warn(f"wb.{method.name}, {what}: " + "\n  ".join(report.lines()), stacklevel=2)
     return prepared
 
 
@@ -356,7 +356,7 @@ def runs(folder: str | os.PathLike = "runs") -> pd.DataFrame:
 def preview(engine: Engine, data: Any) -> tuple[Any, dict[str, Any]]:
     """The Outcome and the gradients of the next update on rows or Rollouts."""
     if engine.method.takes == "rows":
-        prepared = engine.method.prepare(engine.policy.tokenizer, rows_of.rows(data), engine.settings)
+        prepared = engine.method.prepare(engine.policy.tokenizer, read_rows(data), engine.settings)
         return engine.preview(prepared)
     return engine.preview(complete(engine, data))
 

@@ -6,9 +6,12 @@ whole model or a PEFT adapter. Code from a repository is never run.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +93,20 @@ def load_parts(
         notes.append(
             "This GPU has no bfloat16, so the model is in float32; dtype='float16' halves the memory."
         )
+    if quantize == "int8":
+        notes.append(
+            "int8 rounds activations as well, by what else is in the batch: the same tokens score a little "
+            "differently from batch to batch (some 0.01 nats). nf4 does not."
+        )
     given = find(path_or_id, revision)
     adapter = adapter_config(given)
     place = given if adapter is None else find_base(adapter, given)
-    model = load_model(place, quantize, kind, where)
-    tokenizer = load_tokenizer(given, place)
-    stop_ids = check_tokenizer(tokenizer, model, notes)
-    if adapter is not None:
-        model = load_adapter(model, given)
+    with quiet():
+        model = load_model(place, quantize, kind, where)
+        tokenizer = load_tokenizer(given, place)
+        stop_ids = check_tokenizer(tokenizer, model, notes)
+        if adapter is not None:
+            model = load_adapter(model, given)
     model.eval()
     for note in notes:
         if note.startswith("!"):
@@ -118,6 +127,30 @@ def load_parts(
         stop_ids=stop_ids,
         notes=[note.lstrip("!") for note in notes],
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps to itself what transformers, peft and bitsandbytes say that a user can do nothing about.
+
+    That is progress bars over weights already on disk, a missing optional kernel, and peft's use of a name that
+    transformers is renaming.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    logger = logging.getLogger("bitsandbytes")
+    level = logger.level
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        transformers_logging.disable_progress_bar()
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+            if bars:
+                transformers_logging.enable_progress_bar()
 
 
 def pick_device(device: str | torch.device) -> torch.device:
@@ -336,6 +369,7 @@ def quantization(quantize: str, dtype: torch.dtype, device: torch.device):
             "Install it (pip install bitsandbytes), or load without quantize."
         ) from error
     if quantize == "int8":
+        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_word_of_casts)
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
@@ -343,6 +377,11 @@ def quantization(quantize: str, dtype: torch.dtype, device: torch.device):
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
     )
+
+
+def _no_word_of_casts(record: logging.LogRecord) -> bool:
+    """A filter for what bitsandbytes logs at every matrix product (the policy's notes say it once)."""
+    return "inputs will be cast" not in str(record.msg)
 
 
 def _why_not(name: str, error: Exception) -> str:
@@ -369,15 +408,23 @@ def _short(text: str, limit: int = 300) -> str:
 
 def load_adapter(model: torch.nn.Module, place: Place) -> torch.nn.Module:
     """The model with the adapter of `place` on it, trainable."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
 
     options = {} if place.folder else {"revision": place.revision, "local_files_only": place.local_only}
     try:
-        return PeftModel.from_pretrained(model, place.name, is_trainable=True, **options)
+        config = PeftConfig.from_pretrained(place.name, **options)
+        loaded = PeftModel.from_pretrained(
+            model, place.name, is_trainable=not config.is_prompt_learning, **options
+        )
     except Exception as error:
         raise DataError(
             f"The adapter in {place.name} cannot be loaded: {type(error).__name__}: {_short(str(error))}"
         ) from error
+    if config.is_prompt_learning:
+        # Only the virtual tokens are saved, not the network that may have made them; peft calls that not
+        # trainable, but the tokens are.
+        loaded.prompt_encoder[loaded.active_adapter].embedding.requires_grad_(True)
+    return loaded
 
 
 def load_tokenizer(given: Place, base: Place) -> Any:

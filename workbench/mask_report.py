@@ -1,4 +1,4 @@
-"""What tokenising found wrong with rows: counted by problem, with the first rows, for people to see before training."""
+"""What tokenising found wrong with rows: counted by problem, with the first rows, to be shown."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PROBLEMS = {
     "prompt_too_long": "the prompt alone fills max_length: dropped",
     "cut": "longer than max_length: cut",
     "stop_cut": "the cut removed the stop token: these rows do not teach the model to stop",
-    "no_stop": "the chat template writes no stop token after the assistant's turn: the model cannot learn to stop",
-    "doubled_start": "two start tokens in a row: the text already begins with one, and the tokenizer adds another",
+    "no_stop": "the chat template writes no stop token after the turn: the model cannot learn to stop",
+    "doubled_start": "two start tokens in a row: the text begins with one, and the tokenizer adds another",
     "doubled_stop": "two end tokens in a row: the text is given one, and the tokenizer adds another",
-    "merged": "the prompt's end is tokenised otherwise once the completion follows (trained from there, as in TRL)",
-    "prompt_differs": "the chat template ends the prompt otherwise when sampling; this end is missing from the row",
+    "merged": "the prompt's end is tokenised otherwise before the completion (trained from there, as in TRL)",
+    "prompt_differs": "the chat template ends the prompt otherwise when sampling; that end is not in the row",
     "no_prompt": "the template renders nothing before the turn; it begins where its content does",
     "rewritten": "the chat template drops or changes text of the completion",
-    "turn_differs": "an earlier turn is trained as it stands, which is not as the model writes it when sampled",
+    "turn_differs": "an earlier turn is trained as it stands, which is not as it is written when sampled",
     "turn_left_out": "an assistant turn is not trained, because the template cannot be split around it",
     "no_context": "the prompt melts into the first token of the answers, which differ: dropped",
     "same": "chosen and rejected are the same: the pair teaches nothing",
@@ -30,7 +30,7 @@ PROBLEMS = {
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows that share a problem: how many, the first of them (from 0), and for some an example of what was seen."""
+    """Rows that share a problem: how many, the first of them (from 0), and an example of some."""
 
     name: str
     count: int
@@ -40,7 +40,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class MaskReport:
-    """What tokenising found. `rows` were given and `kept` go on; `tokens` and `trained` count those of kept rows."""
+    """What tokenising found: `rows` given and `kept`; `tokens` and `trained` are counts over the kept."""
 
     rows: int
     kept: int
@@ -61,10 +61,13 @@ class MaskReport:
         """For people: what is kept, then one line for each problem."""
         share = 100 * self.trained / self.tokens if self.tokens else 0.0
         lines = [
-            f"{self.kept} of {self.rows} rows, {self.tokens} tokens, {self.trained} of them trained ({share:.0f} %)"
+            f"{self.kept} of {self.rows} rows, {self.tokens} tokens, "
+            f"{self.trained} of them trained ({share:.0f} %)"
         ]
         for problem in self.problems:
-            rows = ", ".join(map(str, problem.first)) + (", ..." if problem.count > len(problem.first) else "")
+            rows = ", ".join(map(str, problem.first)) + (
+                ", ..." if problem.count > len(problem.first) else ""
+            )
             detail = f" ({problem.detail})" if problem.detail else ""
             lines.append(f"{problem.count} rows: {PROBLEMS[problem.name]}{detail}. Rows {rows}")
         return [*lines, *self.notes]

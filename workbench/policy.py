@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from workbench import adapters, keys, scoring
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
-from workbench.loading import Loaded, load_parts
+from workbench.loading import Loaded, load_parts, quiet
 from workbench.sampling import decoder
 from workbench.sampling.rollouts import Rollouts, _is_ids
 from workbench.scoring import Scores, TokenScores
@@ -50,11 +50,18 @@ def load(
     return Policy(load_parts(path_or_id, quantize, dtype, device, revision, seed))
 
 
-def from_description(record: dict[str, Any]) -> Policy:
-    """The policy that `describe()` wrote down: same model, same adapter, as they were before any training."""
-    names = ("quantize", "dtype", "device", "seed")
+def from_description(record: dict[str, Any], device: str | None = None) -> Policy:
+    """The policy that `describe()` wrote down: same model, same adapter, as they were before any training.
+
+    `device`: another one than it was on. Raises as `load` does.
+    """
     policy = load(
-        record["model"], revision=record["commit"] or record["revision"], **{n: record[n] for n in names}
+        record["model"],
+        revision=record["commit"] or record["revision"],
+        quantize=record["quantize"],
+        dtype=record["dtype"],
+        device=device or record["device"],
+        seed=record["seed"],
     )
     if record["adapter"] is not None and not policy.has_adapter:
         policy.attach(adapters.from_dict(record["adapter"]))
@@ -129,6 +136,7 @@ class Policy:
 
     # ------------------------------------------------------------------ weights
 
+    @quiet()
     def attach(self, config: adapters.LoRA | Any) -> Policy:
         """Puts an adapter on the model: `wb.LoRA(...)` or any `peft.PeftConfig`. Only the adapter trains
         then.
@@ -431,6 +439,7 @@ class Policy:
 
     # ------------------------------------------------------------------ saving
 
+    @quiet()
     def save(self, folder: str | Path) -> Path:
         """Writes the adapter in PEFT's format (or the whole model, if it has none) and the tokenizer. Returns
         the path.
@@ -442,6 +451,7 @@ class Policy:
 
         return export.save(self, folder)
 
+    @quiet()
     def export(self, folder: str | Path, probes: Sequence[str] | None = None):
         """Writes one plain transformers model with the adapter merged in, then loads it and compares.
 

@@ -1,15 +1,15 @@
 """Rows: what training reads, in TRL's columns, checked before anything is trained.
 
-    form                columns                                   plain or conversational
-    prompt_completion   prompt, completion                        both
-    messages            messages                                  conversational
-    text                text                                      plain
-    preference          chosen, rejected, (prompt)                both; without a prompt it is their shared beginning
-    prompt_only         prompt                                    both
+    form                columns                       plain or conversational
+    prompt_completion   prompt, completion            both
+    messages            messages                      conversational
+    text                text                          plain
+    preference          chosen, rejected, (prompt)    both; no prompt: it is their shared beginning
+    prompt_only         prompt                        both
 
-A plain value is text; a conversational one is a list of messages `{"role": ..., "content": ...}`. Any other column
-is kept as it is (a reward may ask for it); `tools` and `chat_template_kwargs` go to the chat template, as in TRL.
-`conversations` with `from` and `value` (ShareGPT) become `messages`. Rows count from 0 everywhere.
+A plain value is text; a conversational one is a list of messages `{"role": ..., "content": ...}`. Any other
+column is kept as it is (a reward may ask for it); `tools` and `chat_template_kwargs` go to the chat template,
+as in TRL. `conversations` with `from` and `value` (ShareGPT) become `messages`. Rows count from 0 everywhere.
 
 Everything that is wrong with a row is a DataError that names the row, the column and, for a file, the line.
 No torch here, and nothing heavy until a source needs it.
@@ -49,10 +49,11 @@ def rows(
 ) -> Rows:
     """Rows from a list of dicts, a datasets.Dataset, a pandas.DataFrame, a file or the Hub.
 
-    A file is .jsonl, .json, .csv or .parquet (.gz too), or a folder of `Dataset.save_to_disk`; what is in a CSV file
-    stays text. `split` and `name` (a Hub data set's configuration) choose among a data set's parts, `limit` keeps the
-    first rows only. `rename={"question": "prompt", "answer": "completion"}` gives columns other names.
-    DataError for anything that cannot be read, and for rows that fit no form or do not fit together.
+    A file is .jsonl, .json, .csv or .parquet (.gz too), or a folder of `Dataset.save_to_disk`; what is in a
+    CSV file stays text. `split` and `name` (a Hub data set's configuration) choose among a data set's parts,
+    `limit` keeps the first rows only. `rename={"question": "prompt", "answer": "completion"}` gives columns
+    other names. DataError for anything that cannot be read, and for rows that fit no form or do not fit
+    together.
     """
     if limit is not None and (not isinstance(limit, int) or limit < 1):
         raise DataError(f"limit={limit!r}: give how many rows to keep, from 1, or None for all.")
@@ -91,8 +92,8 @@ def make(
 class Rows(Sequence):
     """An immutable sequence of rows (dicts), all of one form. `rows[3]` is a row, `rows[:10]` are Rows.
 
-    `columns` are all column names, `form` is one of FORMS, `conversational` says whether its values are messages,
-    `source` where the rows came from, `notes` what was changed in reading, in words.
+    `columns` are all column names, `form` is one of FORMS, `conversational` says whether its values are
+    messages, `source` where the rows came from, `notes` what was changed in reading, in words.
     """
 
     def __init__(
@@ -128,7 +129,8 @@ class Rows(Sequence):
     def __repr__(self) -> str:
         kind = "conversational" if self.conversational else "plain"
         notes = "".join(f"; {note}" for note in self.notes)
-        return f"Rows({len(self)} {self.form}, {kind}, columns {', '.join(self.columns)}, from {self.source}{notes})"
+        columns = ", ".join(self.columns)
+        return f"Rows({len(self)} {self.form}, {kind}, columns {columns}, from {self.source}{notes})"
 
     def column(self, name: str) -> list[Any]:
         """The values of one column; None where a row lacks it. DataError naming the nearest column."""
@@ -136,7 +138,7 @@ class Rows(Sequence):
         return [copy.deepcopy(row.get(name)) for row in self._rows]
 
     def map(self, transform: Callable[[dict[str, Any]], Any]) -> Rows:
-        """New Rows: `transform(row)` gives a row, a list of rows, or None to leave it out. Checked as on reading."""
+        """New Rows: `transform(row)` gives a row, a list of rows, or None to drop it; all are checked."""
         made: list[dict[str, Any]] = []
         for index in range(len(self)):
             answer = transform(self[index])
@@ -150,7 +152,7 @@ class Rows(Sequence):
         return make(made, f"{self.source}, transformed")
 
     def as_form(self, form: str) -> Rows:
-        """The same rows read as another form they have the columns of, checked. DataError when they do not fit."""
+        """The same rows read as another form, checked. DataError when they do not fit it."""
         if form == self.form:
             return self
         self.require(*FORMS[form], what=f"The form {form!r}")
@@ -170,7 +172,11 @@ class Rows(Sequence):
                 raise DataError(
                     f"{what} needs the row column {column!r}, which {self.source} does not have "
                     f"(columns: {', '.join(self.columns)})."
-                    + (f" Is it the row column {near!r}? Then give rename={{{near!r}: {column!r}}}." if near else "")
+                    + (
+                        f" Is it the row column {near!r}? Then give rename={{{near!r}: {column!r}}}."
+                        if near
+                        else ""
+                    )
                 )
         return self
 
@@ -195,10 +201,10 @@ class Rows(Sequence):
 def explicit_prompt(row: dict[str, Any]) -> dict[str, Any]:
     """A preference row with its prompt apart, as TRL's `maybe_extract_prompt` does it.
 
-    Without a `prompt`, or with a plain one beside conversational answers, the prompt is the longest beginning that
-    chosen and rejected share: turns of a conversation, or characters (a last space goes to the answers). At least one
-    turn or character stays with each answer. Unlike TRL, an answer that shares nothing stays whole: the prompt is
-    then empty, for the caller to refuse.
+    Without a `prompt`, or with a plain one beside conversational answers, the prompt is the longest beginning
+    that chosen and rejected share: turns of a conversation, or characters (a last space goes to the answers).
+    At least one turn or character stays with each answer. Unlike TRL, an answer that shares nothing stays
+    whole: the prompt is then empty, for the caller to refuse.
     """
     chosen, rejected = row["chosen"], row["rejected"]
     if "prompt" in row and isinstance(row["prompt"], list) == isinstance(chosen, list):
@@ -221,10 +227,13 @@ def _check_rename(rename: dict[str, str], columns: Iterable[str], source: str) -
     for old, new in rename.items():
         if old not in columns:
             raise DataError(
-                f"rename: {source} has no column {old!r} (columns: {', '.join(columns)}).{did_you_mean(old, columns)}"
+                f"rename: {source} has no column {old!r} (columns: {', '.join(columns)})."
+                + did_you_mean(old, columns)
             )
         if (new in columns and new not in rename) or list(rename.values()).count(new) > 1:
-            raise DataError(f"rename: {source} would have two columns {new!r}; {old!r} cannot take that name.")
+            raise DataError(
+                f"rename: {source} would have two columns {new!r}; {old!r} cannot take that name."
+            )
 
 
 def _messages_named(row: dict[str, Any]) -> dict[str, Any]:
@@ -232,7 +241,9 @@ def _messages_named(row: dict[str, Any]) -> dict[str, Any]:
     talk = row.get("conversations")
     if "messages" in row or not isinstance(talk, list) or not talk:
         return row
-    if not all(isinstance(turn, dict) for turn in talk) or not any("role" in turn or "from" in turn for turn in talk):
+    if not all(isinstance(turn, dict) for turn in talk) or not any(
+        "role" in turn or "from" in turn for turn in talk
+    ):
         return row
     named = {"from": "role", "value": "content"}
     messages = [{named.get(key, key): value for key, value in turn.items()} for turn in talk]
@@ -244,14 +255,18 @@ def _messages_named(row: dict[str, Any]) -> dict[str, Any]:
 def _notes(replaced: int) -> tuple[str, ...]:
     if not replaced:
         return ()
-    return (f"{replaced} row{'s' * (replaced > 1)} held lone surrogates (broken characters), replaced by U+FFFD",)
+    return (
+        f"{replaced} row{'s' * (replaced > 1)} held lone surrogates (broken characters), replaced by U+FFFD",
+    )
 
 
 def _find_form(columns: tuple[str, ...], source: str) -> str:
     """The form that the columns make. DataError naming the misspelt column, or what is missing."""
     odd = next((column for column in columns if not isinstance(column, str)), None)
     if odd is not None:
-        raise DataError(f"The row column {odd!r} of {source} is not named by text. Name columns 'prompt', ...")
+        raise DataError(
+            f"The row column {odd!r} of {source} is not named by text. Name columns 'prompt', ..."
+        )
     form = next((form for form, needed in FORMS.items() if set(needed) <= set(columns)), None)
     wanted = [name for name in KNOWN if name not in columns]
     if form == "prompt_only":  # may be meant, or be half of a pair whose other half is misspelt
@@ -261,15 +276,16 @@ def _find_form(columns: tuple[str, ...], source: str) -> str:
             known = nearest(column, wanted) if column not in KNOWN else None
             if known and (form is None or _close(column, known)):
                 raise DataError(
-                    f"{source}: row column {column!r}? Did you mean {known!r}? (columns: {', '.join(columns)}). "
+                    f"{source}: row column {column!r}? Did you mean {known!r}?"
+                    f" (Columns: {', '.join(columns)}) "
                     f"Rename it, or give rename={{{column!r}: {known!r}}}."
                 )
     if form is None:
         have = [name for name in KNOWN if name in columns]
         missing = f" {have[0]!r} alone is not enough." if have else ""
         raise DataError(
-            f"The columns {', '.join(columns)} of {source} make no form of row.{missing} Rows have prompt and "
-            "completion, or messages, or text, or chosen and rejected (with or without prompt), or prompt alone. "
+            f"The columns {', '.join(columns)} of {source} make no form of row.{missing} Rows have prompt "
+            "and completion, or messages, or text, or chosen and rejected (prompt or not), or prompt. "
             "Other names: rename={'question': 'prompt', 'answer': 'completion'}."
         )
     return form
@@ -294,13 +310,21 @@ def _check_rows(made: Rows) -> None:
             if talk is not first.setdefault(column, talk):
                 now, then = ("messages", "plain text") if talk else ("plain text", "messages")
                 raise DataError(
-                    f"{made.where(index)}: mixed forms: column {column!r} holds {now}, but in row 0 it held {then}. "
+                    f"{made.where(index)}: mixed forms: column {column!r} holds {now}, in row 0 {then}. "
                     "Make all rows plain or all rows conversational."
                 )
-        kinds = {column: first[column] for column in columns if made.form != "preference" or column != "prompt"}
-        if len(set(kinds.values())) > 1 or (made.form == "preference" and first.get("prompt") and not first["chosen"]):
-            shown = ", ".join(f"{column!r} holds {'messages' if first[column] else 'plain text'}" for column in columns)
-            raise DataError(f"{made.where(index)}: mixed forms within the row: {shown}. Make them all one or the other.")
+        kinds = {
+            column: first[column] for column in columns if made.form != "preference" or column != "prompt"
+        }
+        if len(set(kinds.values())) > 1 or (
+            made.form == "preference" and first.get("prompt") and not first["chosen"]
+        ):
+            shown = ", ".join(
+                f"{column!r} holds {'messages' if first[column] else 'plain text'}" for column in columns
+            )
+            raise DataError(
+                f"{made.where(index)}: mixed forms within the row: {shown}. Make them all one or the other."
+            )
         if made.form == "preference":
             _check_shared(row, made.where(index))
 
@@ -315,7 +339,9 @@ def _check_value(row: dict[str, Any], column: str, where: str, columns: tuple[st
         )
     value = row[column]
     if value is None or (isinstance(value, float) and value != value):
-        raise DataError(f"{where}: column {column!r} is missing (None). Give it a value or leave the row out.")
+        raise DataError(
+            f"{where}: column {column!r} is missing (None). Give it a value or leave the row out."
+        )
     if column == "text" and not isinstance(value, str):
         raise DataError(f"{where}: column 'text' is {type(value).__name__}, not text: {shorten(str(value))}.")
     if column == "messages" and not isinstance(value, list):
@@ -328,8 +354,8 @@ def _check_value(row: dict[str, Any], column: str, where: str, columns: tuple[st
         _check_messages(value, column, where)
         return True
     raise DataError(
-        f"{where}: column {column!r} is {type(value).__name__} ({shorten(str(value))}), neither text nor a list of "
-        "messages. Write numbers as text."
+        f"{where}: column {column!r} is {type(value).__name__} ({shorten(str(value))}), neither text nor "
+        "a list of messages. Write numbers as text."
     )
 
 
@@ -353,17 +379,29 @@ def _check_content(message: dict[str, Any], spot: str) -> None:
     content = message.get("content")
     if isinstance(content, list):
         for part in content:
-            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-                raise DataError(f"{spot}: a part of 'content' is not text; only text is supported: {shorten(str(part))}.")
+            if (
+                not isinstance(part, dict)
+                or part.get("type") != "text"
+                or not isinstance(part.get("text"), str)
+            ):
+                raise DataError(
+                    f"{spot}: a part of 'content' is not text; only text is supported: {shorten(str(part))}."
+                )
         content = "".join(part["text"] for part in content)
     elsewhere = message.get("tool_calls") or message.get("reasoning_content") or message.get("thinking")
     if content is None and not elsewhere:
-        near = did_you_mean("content", [str(key) for key in message if key != "role"]) if "content" not in message else ""
+        near = (
+            did_you_mean("content", [str(key) for key in message if key != "role"])
+            if "content" not in message
+            else ""
+        )
         raise DataError(f"{spot} ({message['role']}) has no 'content'.{near}")
     if content is not None and not isinstance(content, str):
         raise DataError(f"{spot}: 'content' is {type(content).__name__}, not text: {shorten(str(content))}.")
     if content == "" and not elsewhere and message["role"] != "system":
-        raise DataError(f"{spot} ({message['role']}) has an empty 'content'. Give it text or leave the row out.")
+        raise DataError(
+            f"{spot} ({message['role']}) has an empty 'content'. Give it text or leave the row out."
+        )
 
 
 def _check_shared(row: dict[str, Any], where: str) -> None:

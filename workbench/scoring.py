@@ -122,7 +122,10 @@ def statistics(
         z = z / temperature
     normaliser = torch.logsumexp(z, dim=-1)  # (N,)
     logprob = z.gather(-1, target[:, None])[:, 0] - normaliser
-    spread = normaliser - (torch.exp(z - normaliser[:, None]) * z).sum(-1) if entropy else None
+    spread = None
+    if entropy:
+        logp = z - normaliser[:, None]  # (N, V)
+        spread = -(logp.exp() * logp).sum(-1)
     return logprob, spread, z.detach().argmax(-1) == target
 
 

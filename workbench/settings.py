@@ -105,6 +105,9 @@ class GRPOSettings(Settings):
     """completions per prompt"""
     beta: float = 0.0
     """weight of the KL to the reference; 0: no reference is needed"""
+    use_bias_correction_kl: bool = True
+    """multiply the KL estimate by the ratio, which makes its gradient that of the KL itself (DeepSeek-V3.2);
+    False: the estimate of the GRPO paper"""
     loss_type: str = "dapo"
     """how token losses become one number: 'dapo' (all tokens of the sampling), 'grpo' (mean over rows of
     token means), 'bnpo' (all tokens of the update), 'dr_grpo' (rows times `max_new_tokens`)"""
@@ -168,7 +171,8 @@ AT_LEAST = {
 }  # fmt: skip
 
 ABOVE = {"time_limit": 0.0, "snapshot_gb": 0.0, "temperature": 0.0, "adam_epsilon": 0.0, "top_p": 0.0}
-AT_MOST = {"top_p": 1.0, "adam_beta1": 1.0, "adam_beta2": 1.0}
+AT_MOST = {"top_p": 1.0}
+BELOW = {"adam_beta1": 1.0, "adam_beta2": 1.0}
 
 
 def make(method: str, given: Mapping[str, Any], base: Settings | None = None) -> Settings:
@@ -230,6 +234,8 @@ def check(method: str, settings: Settings) -> None:
             raise SettingError(f"wb.{method}: {name}={value!r} must be above {ABOVE[name]}.")
         if name in AT_MOST and not value <= AT_MOST[name]:
             raise SettingError(f"wb.{method}: {name}={value!r} must be at most {AT_MOST[name]}.")
+        if name in BELOW and not value < BELOW[name]:
+            raise SettingError(f"wb.{method}: {name}={value!r} must be below {BELOW[name]}.")
         if isinstance(value, float) and math.isinf(value):
             raise SettingError(f"wb.{method}: {name}={value!r} must be finite.")
     if method == "dpo" and settings.beta == 0:

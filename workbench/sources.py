@@ -1,7 +1,8 @@
-"""Where rows come from: lists, data sets, data frames, files, the Hub. Read into plain dicts, with the line of each.
+"""Where rows come from: lists, data sets, data frames, files, the Hub. Read into plain dicts, with the line
+of each.
 
-Nothing is guessed: a broken line is an error that names the file and the line. `workbench.rows` says what the rows
-mean. Only the standard library is imported until a source needs pandas, pyarrow or datasets.
+Nothing is guessed: a broken line is an error that names the file and the line. `workbench.rows` says what the
+rows mean. Only the standard library is imported until a source needs pandas, pyarrow or datasets.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ MESSAGES_IN_CSV = "messages"
 
 @dataclass(frozen=True)
 class Raw:
-    """Rows as they were found: plain dicts, what they came from, and the file's line of each (from 1) if known."""
+    """Rows as they were found: plain dicts, what they came from, the file's line of each (from 1)."""
 
     rows: list[dict[str, Any]]
     source: str
@@ -76,13 +77,15 @@ def _from_items(items: Iterable[Any]) -> Raw:
     rows = []
     for index, item in enumerate(items):
         if not isinstance(item, dict):
-            raise DataError(f"row {index} (counting from 0) is {_kind(item)}, not a dict: {shorten(str(item))}.")
+            raise DataError(
+                f"row {index} (counting from 0) is {_kind(item)}, not a dict: {shorten(str(item))}."
+            )
         rows.append(_plain(item))
     return Raw(rows, "the list")
 
 
 def _plain(value: Any) -> Any:
-    """numpy arrays and scalars, which data frames hold, as lists and numbers; tuples as lists; mappings as dicts."""
+    """numpy arrays and scalars, which data frames hold, as lists and numbers; tuples as lists."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -93,7 +96,9 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(value: Any) -> str:
-    return {str: "text", dict: "a dict", list: "a list", type(None): "null"}.get(type(value), type(value).__name__)
+    return {str: "text", dict: "a dict", list: "a list", type(None): "null"}.get(
+        type(value), type(value).__name__
+    )
 
 
 # Data sets and the Hub
@@ -120,7 +125,9 @@ def _from_path_or_hub(source: str | Path, split: str, limit: int | None, name: s
         return _from_saved(path, split, limit)
     if path.is_file():
         if suffix not in FILES:
-            raise DataError(f"{path} ends in {suffix or 'nothing'}; wb.rows reads {', '.join(FILES)} (.gz too).")
+            raise DataError(
+                f"{path} ends in {suffix or 'nothing'}; wb.rows reads {', '.join(FILES)} (.gz too)."
+            )
         return _READERS[suffix](path, limit)
     if isinstance(source, Path) or suffix in FILES or not HUB_ID.fullmatch(source):
         siblings = [item.name for item in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -132,7 +139,9 @@ def _from_path_or_hub(source: str | Path, split: str, limit: int | None, name: s
 def _from_saved(path: Path, split: str, limit: int | None) -> Raw:
     """A folder written by `Dataset.save_to_disk`."""
     if not any((path / mark).exists() for mark in ("state.json", "dataset_dict.json")):
-        raise DataError(f"{path} is a folder, and not one of Dataset.save_to_disk. Give a file: {', '.join(FILES)}.")
+        raise DataError(
+            f"{path} is a folder, and not one of Dataset.save_to_disk. Give a file: {', '.join(FILES)}."
+        )
     import datasets
 
     dataset = datasets.load_from_disk(str(path))
@@ -174,12 +183,16 @@ def _text_of(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8.") from error
+        raise DataError(
+            f"{path}, line {line}: not UTF-8 ({error.reason}). Save the file as UTF-8."
+        ) from error
 
 
 def _read_jsonl(path: Path, limit: int | None) -> Raw:
     rows, lines = [], []
-    for number, line in enumerate(_text_of(path).split("\n"), start=1):  # not splitlines: U+2028 is legal in JSON
+    for number, line in enumerate(
+        _text_of(path).split("\n"), start=1
+    ):  # not splitlines: U+2028 is legal in JSON
         if not line.strip():
             continue
         if limit is not None and len(rows) >= limit:
@@ -191,7 +204,9 @@ def _read_jsonl(path: Path, limit: int | None) -> Raw:
                 f"{path}, line {number}: broken JSON at column {error.colno} ({error.msg}): {shorten(line)}."
             ) from error
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: {_kind(row)} instead of an object {{...}}: {shorten(line)}.")
+            raise DataError(
+                f"{path}, line {number}: {_kind(row)} instead of an object {{...}}: {shorten(line)}."
+            )
         rows.append(row)
         lines.append(number)
     return Raw(rows, str(path), lines)
@@ -204,17 +219,23 @@ def _read_json(path: Path, limit: int | None) -> Raw:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data" and text.lstrip().startswith("{"):
             return _read_jsonl(path, limit)  # JSON lines under the name .json, as many data sets have it
-        raise DataError(f"{path}, line {error.lineno}: broken JSON at column {error.colno} ({error.msg}).") from error
+        raise DataError(
+            f"{path}, line {error.lineno}: broken JSON at column {error.colno} ({error.msg})."
+        ) from error
     if isinstance(value, dict):
-        raise DataError(f"{path} holds one object; wb.rows needs a list of objects, [{{...}}, ...], or JSON lines.")
+        raise DataError(
+            f"{path} holds one object; wb.rows needs a list of objects, [{{...}}, ...], or JSON lines."
+        )
     for index, row in enumerate(value if isinstance(value, list) else [value]):
         if not isinstance(row, dict):
-            raise DataError(f"{path}: entry {index} (counting from 0) is {_kind(row)} instead of an object {{...}}.")
+            raise DataError(
+                f"{path}: entry {index} (counting from 0) is {_kind(row)} instead of an object {{...}}."
+            )
     return Raw(value[:limit], str(path))
 
 
 def _read_csv(path: Path, limit: int | None) -> Raw:
-    """CSV with a header. All values are text (nothing is guessed into numbers); `messages` is read as JSON."""
+    """CSV with a header. All values are text, nothing is guessed into numbers; `messages` is read as JSON."""
     rows, lines = [], []
     records = _csv_records(path, limit)
     if not records:
@@ -242,7 +263,7 @@ def _messages_of(text: str, path: Path, line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(
-            f"{path}, line {line}: column 'messages' must be a JSON list of messages ({error.msg}): {shorten(text)}."
+            f"{path}, line {line}: column 'messages' is not JSON ({error.msg}): {shorten(text)}"
         ) from error
 
 
@@ -250,7 +271,9 @@ def _csv_records(path: Path, limit: int | None) -> list[tuple[int, list[str]]]:
     """The header and `limit` records, each as (line on which it begins, values); blank lines skipped."""
     text = _text_of(path)
     records: list[tuple[int, list[str]]] = []
-    before = csv.field_size_limit(max(csv.field_size_limit(), len(text) + 1))  # a process-wide setting: put back
+    before = csv.field_size_limit(
+        max(csv.field_size_limit(), len(text) + 1)
+    )  # a process-wide setting: put back
     begin = 1
     try:
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)

@@ -1,22 +1,25 @@
-"""Chat templates: a conversation as ordered segments, of which exactly the model's own words and stop token train.
+"""Chat templates: a conversation as segments, of which exactly the model's own words and stop token train.
 
-A template is a program that writes one text; nothing in it says which part the model is to learn. Here that is found
-by rendering, never by `{% generation %}` marks, which most published templates lack:
+A template is a program that writes one text; nothing in it says which part the model is to learn. Here that
+is found by rendering, never by `{% generation %}` marks, which most published templates lack:
 
-- **where a turn begins**: the conversation before it, rendered with the generation prompt, must be a beginning of the
-  whole. This is what the model sees when it is sampled.
-- **where it ends**: the text up to the content of the next message (found by rendering with other content there)
-  holds the turn and the next header; the turn ends with the last stop token in it.
-- **what the stop token is**: the first special token that the template writes after a probe put in the turn's place
-  (`<|eot_id|>`, `<|im_end|>`, `<end_of_turn>`, `</s>`, `<|end|>`), whatever the tokenizer calls its end token.
+- **where a turn begins**: the conversation before it, rendered with the generation prompt, must be a
+  beginning of the whole. This is what the model sees when it is sampled.
+- **where it ends**: the text up to the content of the next message (found by rendering with other content
+  there) holds the turn and the next header; the turn ends with the last stop token in it.
+- **what the stop token is**: the first special token that the template writes after a probe put in the turn's
+  place (`<|eot_id|>`, `<|im_end|>`, `<end_of_turn>`, `</s>`, `<|end|>`), whatever the tokenizer calls its end
+  token.
 
-Where the template writes the conversation otherwise than it would when sampling (thinking of earlier turns stripped,
-a system message moved), that turn is not trained, or the row is refused, and the report says which.
+Where a template drops or changes an earlier turn's text (thinking is stripped) or rewrites what stands before
+it (a system message moves), that turn is not trained, or the row is refused, and the report says which. A
+turn whose text is whole but which would be written otherwise when sampled (Qwen3 leaves the empty think block
+out of earlier turns) is trained as it stands, and counted.
 
-Difference from TRL 1.16: TRL trains all text after the prompt, so also what a template writes after the stop token
-("\\n" in Qwen and Gemma, "\\n<|endoftext|>" in Phi-3). Here training ends with the stop token; the text stays in the
-ids. With `assistant_only_loss` TRL replaces a known template by a training variant of its own (Qwen3's then writes an
-empty think block in every turn); here the tokenizer's own template is used.
+Difference from TRL 1.16: TRL trains all text after the prompt, so also what a template writes after the stop
+token ("\\n" in Qwen and Gemma, "\\n<|endoftext|>" in Phi-3). Here training ends with the stop token; the text
+stays in the ids. With `assistant_only_loss` TRL replaces a known template by a training variant of its own
+(Qwen3's then writes an empty think block in every turn); here the tokenizer's own template is used.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from workbench.errors import DataError
 from workbench.text import common_prefix, shorten
 
 PROBE = "Zq7probe"
-"""stands for a turn while the template is asked what it writes after one; plain letters survive any template"""
+"""stands for a turn while the template is asked what it writes after one; plain letters survive any
+template"""
 OTHER = "\ue000"
 """stands for another message's content: a private-use character, so that no real content begins alike"""
 
@@ -46,7 +50,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Split:
-    """A row as segments, whose texts in order are the row's text; `notes` are (problem, detail) for the report."""
+    """A row as segments, whose texts in order are the row's text; `notes` are (problem, detail)."""
 
     segments: tuple[Segment, ...]
     notes: tuple[tuple[str, str], ...] = ()
@@ -67,22 +71,27 @@ class Chat:
     tokenizer: Any
     _stops: dict[str, str | None] = field(default_factory=dict, repr=False)
 
-    def render(self, messages: list[dict[str, Any]], generate: bool = False, options: dict | None = None) -> str:
-        """The template's text, with the generation prompt if `generate`. `options` go to the template (tools, ...)."""
+    def render(
+        self, messages: list[dict[str, Any]], generate: bool = False, options: dict | None = None
+    ) -> str:
+        """The template's text, with the generation prompt if `generate`. `options` go to the template."""
         if not getattr(self.tokenizer, "chat_template", None):
             raise DataError(
-                "The rows hold messages, but the tokenizer has no chat template. Set tokenizer.chat_template, "
+                "The rows hold messages, but the tokenizer has no chat template. Set its chat_template, "
                 "take the instruct variant of the model, or give plain text rows."
             )
         try:
             return self.tokenizer.apply_chat_template(
-                [_flat(message) for message in messages], tokenize=False, add_generation_prompt=generate, **(options or {})
+                [_flat(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=generate,
+                **(options or {}),
             )
         except Exception as error:  # templates raise through jinja2, with any type
             raise DataError(f"the chat template refused the messages: {error}") from error
 
     def stop(self, messages: list[dict], turn: int, options: dict | None) -> str | None:
-        """The special token that ends message `turn` when it is the assistant's, or None when none is written."""
+        """The special token that ends message `turn` when it is the assistant's, or None."""
         after = messages[turn + 1]["role"] if turn + 1 < len(messages) else None
         key = json.dumps([self.tokenizer.chat_template, after, options], sort_keys=True, default=str)
         if key not in self._stops:
@@ -96,7 +105,7 @@ class Chat:
         special = [str(token) for token in self.tokenizer.all_special_tokens]
         added = getattr(self.tokenizer, "added_tokens_decoder", {}).values()
         special += [str(token) for token in added if token.special]
-        for names in (special, [str(token) for token in added]):  # real special ones first, then any added one
+        for names in (special, [str(token) for token in added]):  # any added token only failing a special one
             found = [(text.index(name), -len(name), name) for name in names if name and name in text]
             if found:
                 return min(found)[2]
@@ -104,7 +113,7 @@ class Chat:
 
 
 def template_options(row: dict[str, Any]) -> dict[str, Any]:
-    """What a row passes to its template, as in TRL: `tools` (a list, or JSON text) and `chat_template_kwargs`."""
+    """What a row passes to its template, as in TRL: `tools` (list or JSON), `chat_template_kwargs`."""
     tools = row.get("tools")
     try:
         tools = json.loads(tools) if isinstance(tools, str) else tools
@@ -118,15 +127,19 @@ def split_all(chat: Chat, messages: list[dict], options: dict | None = None) -> 
     return Split((Segment(chat.render(messages, options=options), "all", True),))
 
 
-def split_completion(chat: Chat, prompt: list[dict], completion: list[dict], options: dict | None = None) -> Split:
+def split_completion(
+    chat: Chat, prompt: list[dict], completion: list[dict], options: dict | None = None
+) -> Split:
     """Prompt, completion with its stop token (trained), and what the template writes after it.
 
-    The completion is all that follows the generation prompt: for Qwen3 also the think block that the template writes
-    around the answer, which the model has to write itself when it is sampled. DataError when the template writes the
-    prompt differently once a completion follows.
+    The completion is all that follows the generation prompt: for Qwen3 also the think block that the template
+    writes around the answer, which the model has to write itself when it is sampled. DataError when the
+    template writes the prompt differently once a completion follows.
     """
     if completion[-1]["role"] != "assistant":
-        raise DataError(f"the completion ends with the role {completion[-1]['role']!r}; it must be 'assistant'.")
+        raise DataError(
+            f"the completion ends with the role {completion[-1]['role']!r}; it must be 'assistant'."
+        )
     messages = [*prompt, *completion]
     whole = chat.render(messages, options=options)
     last = len(messages) - 1
@@ -134,8 +147,8 @@ def split_completion(chat: Chat, prompt: list[dict], completion: list[dict], opt
         start, notes = _begin(chat, messages, len(prompt), whole, options)
     except Unsplittable as error:
         raise DataError(
-            f"the chat template cannot be split before the completion: {error} Give the row as 'messages', as plain "
-            "text, or use a template that writes the prompt the same way with and without a completion."
+            f"the chat template cannot be split before the completion: {error} Give the row as messages or "
+            "as plain text, or use a template that writes a prompt alike with and without a completion."
         ) from error
     end, stop_notes = _end(chat, messages, last, whole, start, options)
     notes = [*notes, *stop_notes]
@@ -148,8 +161,8 @@ def split_completion(chat: Chat, prompt: list[dict], completion: list[dict], opt
 def split_turns(chat: Chat, messages: list[dict], options: dict | None = None, first: int = 0) -> Split:
     """Each assistant turn from message `first` on with its stop token is trained, and nothing else.
 
-    A turn that the template writes otherwise than when it is sampled (text dropped or changed, earlier messages
-    rewritten) is left out, with a note; so is a row's only turn, which leaves its mask empty.
+    A turn whose text the template drops or changes, or before which it rewrites messages, is left out, with a
+    note; if it was the row's only turn, nothing is trained.
     """
     whole = chat.render(messages, options=options)
     spans: list[tuple[int, int]] = []
@@ -164,10 +177,14 @@ def split_turns(chat: Chat, messages: list[dict], options: dict | None = None, f
             notes.append(("turn_left_out", f"message {turn}: {error}"))
             continue
         if not _holds(whole[start:end], messages[turn]):
-            notes.append(("turn_left_out", f"message {turn}: the template drops or changes part of its text."))
+            notes.append(
+                ("turn_left_out", f"message {turn}: the template drops or changes part of its text.")
+            )
             continue
         notes += [*begin_notes, *end_notes]
-        if turn + 1 < len(messages) and not _as_sampled(chat, messages[: turn + 1], whole, start, end, options):
+        if turn + 1 < len(messages) and not _as_sampled(
+            chat, messages[: turn + 1], whole, start, end, options
+        ):
             notes.append(("turn_differs", f"message {turn}: {shorten(whole[start:end])}"))
         spans.append((start, end))
     return Split(_cut(whole, spans), tuple(notes))
@@ -187,8 +204,8 @@ def _begin(
         return begin, [("no_prompt", f"message {turn}")]
     if whole.startswith(before):
         return len(before), []
-    # Some templates end the generation prompt with more than a row's turn begins with ("<think>\n"). Cutting where
-    # they part is safe only inside the generation prompt; any earlier, and the prompt itself was rewritten.
+    # Some templates end the generation prompt with more than a row's turn begins with ("<think>\n"). Cutting
+    # where they part is safe only inside the generation prompt; any earlier, and the prompt was rewritten.
     begin = common_prefix(before, whole)
     if begin < common_prefix(before, chat.render(messages[:turn], False, options)):
         raise Unsplittable(

@@ -9,7 +9,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def clean(text: str) -> str:
-    """`text` with lone surrogates (halves of a UTF-16 pair, as in `"\\ud83d"`) as U+FFFD; a whole pair becomes its character.
+    """`text` with lone surrogates (halves of a UTF-16 pair, as in `"\\ud83d"`) as U+FFFD; a whole pair
+    becomes its character.
 
     Neither SQLite, nor UTF-8, nor a tokenizer takes a lone surrogate.
     """
@@ -19,7 +20,8 @@ def clean(text: str) -> str:
 
 
 def clean_all(value: Any) -> tuple[Any, int]:
-    """`value` (text, or lists and dicts of it) with `clean` applied throughout, and the number of texts changed.
+    """`value` (text, or lists and dicts of it) with `clean` applied throughout, and the number of texts
+    changed.
 
     What needs no change is returned as it is, not copied.
     """

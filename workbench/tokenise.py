@@ -1,18 +1,18 @@
 """Rows to token ids with the exact train mask; prompts to token ids.
 
-The ids are those of TRL 1.16's SFTTrainer and DPOTrainer for the same rows: the row's whole text is tokenised at once,
-and the mask is laid on it by tokenising the beginnings of that text that end where a segment ends.
+The ids are those of TRL 1.16's SFTTrainer and DPOTrainer for the same rows: the row's whole text is tokenised
+at once, and the mask is laid on it by tokenising the beginnings of that text that end where a segment ends.
 
-    plain text, completions, chosen, rejected    get the tokenizer's end token unless they end with it; the
-                                                 tokenizer adds its start token; no chat template
-    messages                                     the chat template writes all special tokens; none is added
-    trained                                      the completion (prompt_completion), all tokens (messages, text), or
-                                                 the assistant's turns (`assistant_only_loss`), each with its stop token
+    plain rows     text, completion, chosen and rejected get the tokenizer's end token unless they end
+                   with it; the tokenizer adds its start token; no chat template
+    messages       the chat template writes all special tokens; none is added
+    trained        the completion (prompt_completion), all tokens (messages, text), or the assistant's turns
+                   (`assistant_only_loss`), each with its stop token
 
-For plain rows the mask is TRL's too. For conversational rows it is TRL's but for what a template writes after the stop
-token, which is not trained here (see `workbench.templates`); a pair's answers end with the stop token, so that such
-text is not scored either. Where the prompt's last tokens change once the completion follows, training begins at the
-first that does, as in TRL.
+For plain rows the mask is TRL's too. For conversational rows it is TRL's but for what a template writes after
+the stop token, which is not trained here (see `workbench.templates`); a pair's answers end with the stop
+token, so that such text is not scored either. Where the prompt's last tokens change once the completion
+follows, training begins at the first that does, as in TRL.
 
 What is wrong is an error or is counted in a `MaskReport`, to be shown before training. No torch here.
 """
@@ -25,18 +25,27 @@ from itertools import islice
 from typing import Any, Literal
 
 from workbench.errors import DataError, SettingError
-from workbench.mask_report import MaskReport, Problem, Tally, unless_empty
+from workbench.mask_report import MaskReport, Tally, unless_empty
 from workbench.rows import FORMS, Rows, explicit_prompt
 from workbench.rows import make as make_rows
-from workbench.templates import Chat, Segment, Split, split_all, split_completion, split_turns, template_options
+from workbench.templates import (
+    Chat,
+    Segment,
+    Split,
+    split_all,
+    split_completion,
+    split_turns,
+    template_options,
+)
 from workbench.text import clean, clean_all, common_prefix, shorten
 
 CHUNK = 256
 """rows tokenised in one call: enough for the tokenizer's own speed, little enough for its memory"""
 
+
 @dataclass(frozen=True)
 class Example:
-    """One row for supervised training: `ids`, `mask` (1: the loss is taken on this token) and `weight`, all (T,)."""
+    """One row for supervised training: `ids`, `mask` (1: the loss is taken on this token) `weight`, (T,)."""
 
     ids: list[int]
     mask: list[int]
@@ -52,7 +61,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference row: prompt + chosen and prompt + rejected are the two sequences; all of an answer is scored."""
+    """One preference row: prompt + chosen and prompt + rejected; all tokens of an answer are scored."""
 
     prompt: list[int]
     chosen: list[int]
@@ -85,10 +94,11 @@ def fit_rows(
 ) -> Examples:
     """Rows with prompt and completion, messages or text as Examples, with TRL 1.16's settings and defaults.
 
-    `completion_only_loss` None: True where rows have a prompt and a completion. `assistant_only_loss` trains the
-    assistant's turns only (with a prompt: those of the completion only). `max_length` None: rows are not cut.
-    Rows with nothing to train on are dropped and counted. DataError when a column is missing, when the chat template
-    refuses a row or cannot be split, or when no row is left; SettingError for settings that do not go together.
+    `completion_only_loss` None: True where rows have a prompt and a completion. `assistant_only_loss` trains
+    the assistant's turns only (with a prompt: those of the completion only). `max_length` None: rows are not
+    cut. Rows with nothing to train on are dropped and counted. DataError when a column is missing, when the
+    chat template refuses a row or cannot be split, or when no row is left; SettingError for settings that do
+    not go together.
     """
     rows = rows if isinstance(rows, Rows) else make_rows(rows)
     form = _fit_form(rows)
@@ -114,10 +124,12 @@ def encode_segments(
     max_length: int | None = 1024,
     truncation: Literal["keep_start", "keep_end"] = "keep_start",
 ) -> Examples:
-    """Rows given as segments, each trained or not and with its weight: for transforms of rows that choose the mask.
+    """Rows given as segments, each trained or not and with its weight: for transforms of rows that choose the
+    mask.
 
-    The texts of a row's segments, joined, are tokenised at once; `add_special_tokens` as in transformers (True for
-    plain text, False for text from a chat template). Nothing is appended: the stop token is the caller's.
+    The texts of a row's segments, joined, are tokenised at once; `add_special_tokens` as in transformers
+    (True for plain text, False for text from a chat template). Nothing is appended: the stop token is the
+    caller's.
     """
     tally = Tally()
     splits = [(index, Split(tuple(segments))) for index, segments in enumerate(found)]
@@ -168,7 +180,9 @@ def prompt(
         text = Chat(tokenizer).render(clean_all(list(prompt))[0], True, template_options(row))
         special = False
     else:
-        raise DataError(f"A prompt is text or a list of messages, not empty; this is {shorten(repr(prompt))}.")
+        raise DataError(
+            f"A prompt is text or a list of messages, not empty; this is {shorten(repr(prompt))}."
+        )
     ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
     if _doubled_start(ids, tokenizer):
         ids = ids[1:]
@@ -184,8 +198,8 @@ def _fit_form(rows: Rows) -> str:
             return form
     if rows.form == "preference":
         raise DataError(
-            f"{rows.source} has preference rows (chosen and rejected), which dpo reads. For supervised training "
-            "give prompt and completion, e.g. rename={'chosen': 'completion'}."
+            f"{rows.source} has preference rows (chosen and rejected), which dpo reads. For supervised "
+            "training give prompt and completion, e.g. rename={'chosen': 'completion'}."
         )
     rows.require("prompt", "completion", what="Supervised training (sft)")
     return "prompt_completion"
@@ -225,7 +239,7 @@ def _ended(text: str, tokenizer: Any) -> str:
     """The text with the tokenizer's end token, unless it ends with it (TRL's `add_eos`)."""
     if tokenizer.eos_token is None:
         raise DataError(
-            "The tokenizer has no end token, so plain rows cannot teach the model to stop. Set tokenizer.eos_token."
+            "The tokenizer has no end token, so plain rows cannot teach the model to stop. Set its eos_token."
         )
     return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
 
@@ -242,12 +256,16 @@ def _check_settings(
             f"completion_only_loss=True needs rows with prompt and completion; these have {rows.form}.{hint}"
         )
     if assistant_only and not rows.conversational:
-        raise SettingError("assistant_only_loss=True needs conversational rows (messages); these are plain text.")
+        raise SettingError(
+            "assistant_only_loss=True needs conversational rows (messages); these are plain text."
+        )
 
 
 def _check_length(max_length: int | None) -> None:
     if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
-        raise SettingError(f"max_length={max_length!r}: give a number of tokens from 2, or None for no limit.")
+        raise SettingError(
+            f"max_length={max_length!r}: give a number of tokens from 2, or None for no limit."
+        )
 
 
 # Tokens
@@ -255,7 +273,7 @@ def _check_length(max_length: int | None) -> None:
 
 @dataclass(frozen=True)
 class _Coded:
-    """A split as tokens: `ends[s]` is where segment s ends in `ids`; `merged` what the prompt alone would end in."""
+    """A split as tokens: segment s ends at `ends[s]`; `merged` is what the prompt alone would end in."""
 
     ids: list[int]
     ends: list[int]
@@ -280,9 +298,7 @@ def _inner_ends(split: Split) -> list[int]:
     return ends
 
 
-def _code(
-    split: Split, ids: list[int], coded: Iterator[list[int]], tokenizer: Any, special: bool
-) -> _Coded:
+def _code(split: Split, ids: list[int], coded: Iterator[list[int]], tokenizer: Any, special: bool) -> _Coded:
     ends, merged = [], ""
     for segment, end in zip(split.segments, _inner_ends(split), strict=False):
         before = list(next(coded))
@@ -340,7 +356,7 @@ def _example(
         at = max(at, end)
         stop = at - 1 if segment.train else stop
     _tally_text(index, split, code, tokenizer, tally)
-    if 1 not in mask:
+    if 1 not in mask[1:]:  # nothing comes before the first token, so no loss is ever taken on it
         tally.add("empty", index)
         return None
     ids, first = code.ids, 0
@@ -348,7 +364,7 @@ def _example(
         first = 0 if truncation == "keep_start" else len(ids) - max_length
         kept = slice(first, first + max_length)
         ids, mask, weight = ids[kept], mask[kept], weight[kept]
-        if 1 not in mask:
+        if 1 not in mask[1:]:
             tally.add("masked", index)
             return None
         tally.add("cut", index)

@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,7 +97,7 @@ def columns_of(batch: Batch, like: Tensor) -> dict[str, Tensor]:
         if len(values) and hasattr(values[0], "__len__"):
             table = torch.zeros(len(values), width, dtype=torch.float64)
             for i, row in enumerate(values):
-                table[i, : len(row)] = torch.as_tensor(row, dtype=torch.float64)
+                table[i, : len(row)] = torch.tensor(np.asarray(row, dtype=np.float64))
         else:
             table = torch.tensor([float(v) for v in values], dtype=torch.float64)
         made[name] = table.to(like.dtype).to(like.device)

@@ -30,6 +30,12 @@ class Step:
         return f"<Step {self.index}: {shown}>"
 
 
+def count_tokens(state: State, sequences: Sequence[Sequence[int]]) -> float:
+    """The metric `num_tokens`, as TRL counts it: the tokens of all sequences that the run has seen so far."""
+    state.json["num_tokens"] = state.json.get("num_tokens", 0) + sum(map(len, sequences))
+    return float(state.json["num_tokens"])
+
+
 @dataclass
 class Replay:
     """The stored record of a step that is done again: its rollouts and its micro-batches."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from workbench import tokenise, update
 from workbench.methods import Method
-from workbench.methods.context import Context, Step
+from workbench.methods.context import Context, Step, count_tokens
 from workbench.methods.evaluate import as_eval
 from workbench.objectives.preference import sigmoid
 from workbench.state import State
@@ -30,7 +30,7 @@ def loop(state: State, ctx: Context) -> Iterator[Step]:
         rows = [row for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]
         batch = with_reference(ctx, make_batch([ctx.data.items[row] for row in rows]))
         outcome = ctx.learn(state, batch, objective, update.totals_of(batch), index, train_mode=False)
-        outcome.metrics["num_tokens"] = float(sum(len(ids) for ids in batch.sequences))
+        outcome.metrics["num_tokens"] = count_tokens(state, batch.sequences)
         yield Step(index, outcome.metrics)
 
 

@@ -18,7 +18,7 @@ import torch
 from workbench import advantages, keys, tokenise, update
 from workbench.errors import DataError
 from workbench.methods import Method
-from workbench.methods.context import Context, Step
+from workbench.methods.context import Context, Step, count_tokens
 from workbench.methods.evaluate import evaluate_task, sample, score
 from workbench.objectives.policy_gradient import clipped
 from workbench.sampling.rollouts import Rollouts
@@ -56,6 +56,7 @@ def loop(state: State, ctx: Context) -> Iterator[Step]:
             ctx.check()
             logged = score(ctx.data.task, rollouts).logged_metrics
         metrics = compare(rollouts, ctx.settings) | logged
+        metrics["num_tokens"] = count_tokens(state, rollouts.prompt_ids + rollouts.ids)
         yield Step(index, metrics | train(state, ctx, rollouts, index), rollouts)
 
 
@@ -76,7 +77,6 @@ def compare(rollouts: Rollouts, settings) -> dict[str, float]:
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(cut.mean()),
         "completions/mean_terminated_length": float(lengths[~cut].mean()) if not cut.all() else 0.0,
-        "num_tokens": float(lengths.sum() + sum(len(ids) for ids in rollouts.prompt_ids)),
     }
 
 
@@ -133,7 +133,7 @@ def totals_of(batch: update.Batch, whole: update.Batch, settings) -> dict[str, f
 
     return update.totals_of(batch) | {
         "tokens": kept(batch),
-        "tokens_share": kept(whole) / settings.steps_per_generation,
+        "tokens_share": max(kept(whole), 1.0) / settings.steps_per_generation,
         "max_tokens": float(settings.max_new_tokens),
     }
 
@@ -141,7 +141,12 @@ def totals_of(batch: update.Batch, whole: update.Batch, settings) -> dict[str, f
 def surrogate(settings):
     high = settings.epsilon if settings.epsilon_high is None else settings.epsilon_high
     return partial(
-        clipped, loss_type=settings.loss_type, epsilon_low=settings.epsilon, epsilon_high=high, beta=settings.beta
+        clipped,
+        loss_type=settings.loss_type,
+        epsilon_low=settings.epsilon,
+        epsilon_high=high,
+        beta=settings.beta,
+        correct_kl=settings.use_bias_correction_kl,
     )
 
 
@@ -150,13 +155,20 @@ def evaluate(ctx: Context) -> dict[str, float]:
 
 
 def preview(ctx: Context, rollouts: Rollouts) -> update.Outcome:
-    """The first update on given rollouts; old log-probs are theirs where given, else the current policy's."""
+    """The first update on given rollouts; old log-probs are theirs where given, else the current policy's.
+
+    A given completion counts as cut off when it does not end in a stop token.
+    """
+    rollouts.finish_reason = [
+        reason if reason != "given" else "stop" if ids and ids[-1] in ctx.policy.stop_ids else "length"
+        for reason, ids in zip(rollouts.finish_reason, rollouts.ids, strict=True)
+    ]
     metrics = compare(rollouts, ctx.settings)
     batch = make_batch(rollouts, ctx.settings)
     if ctx.settings.beta:
         batch.columns["ref_logprob"] = ctx.reference_logprobs(batch, ctx.settings.temperature)
     totals = totals_of(batch, batch, ctx.settings)
-    totals["tokens_share"] = totals["tokens"]
+    totals["tokens_share"] = max(totals["tokens"], 1.0)
     outcome = ctx.look(batch, surrogate(ctx.settings), totals, "preview", temperature=ctx.settings.temperature)
     outcome.metrics = metrics | outcome.metrics
     return outcome

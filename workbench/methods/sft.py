@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from workbench import tokenise, update
 from workbench.methods import Method
-from workbench.methods.context import Context, Step
+from workbench.methods.context import Context, Step, count_tokens
 from workbench.methods.evaluate import as_eval
 from workbench.objectives.supervised import nll
 from workbench.state import State
@@ -35,7 +35,7 @@ def loop(state: State, ctx: Context) -> Iterator[Step]:
         rows = [row for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]
         batch = make_batch([ctx.data.items[row] for row in rows])
         outcome = ctx.learn(state, batch, nll, totals(batch), index)
-        outcome.metrics["num_tokens"] = float(sum(len(ids) for ids in batch.sequences))
+        outcome.metrics["num_tokens"] = count_tokens(state, batch.sequences)
         yield Step(index, outcome.metrics)
 
 

@@ -24,10 +24,12 @@ def clipped(
     epsilon_low: float,
     epsilon_high: float,
     beta: float,
+    correct_kl: bool = True,
 ) -> tuple[Tensor, Metrics]:
     """columns: `advantage` (B,); `keep` (B,) 0 for rows left out; `old_logprob` (B, T) unless the old policy is
     the current one; `ref_logprob` (B, T) when beta > 0; `sampler_logprob` (B, T) where known, for a metric.
-    totals: see `reduce`.
+    totals: see `reduce`. `correct_kl` multiplies the KL estimate by rho, so that its gradient is the one of the
+    KL itself also where the old policy is the current one (DeepSeek-V3.2, arXiv 2512.02556).
     """
     logprob = scores.logprob  # (B, T)
     mask = scores.mask.to(logprob.dtype) * columns["keep"].to(logprob.dtype)[:, None]  # (B, T)
@@ -46,7 +48,8 @@ def clipped(
         "clip_ratio/region_mean": mean_over((low | high).to(logprob.dtype), mask),
     }
     if beta:
-        kl = k3(logprob, columns["ref_logprob"].to(logprob.dtype))
+        kl = k3(logprob, columns["ref_logprob"].to(logprob.dtype))  # (B, T)
+        kl = kl * ratio if correct_kl else kl
         token_loss = token_loss + beta * kl
         metrics["kl"] = mean_over(kl, mask)
     if "sampler_logprob" in columns:
@@ -64,7 +67,7 @@ def k3(logprob: Tensor, ref_logprob: Tensor) -> Tensor:
 def reduce(token_loss: Tensor, mask: Tensor, totals: Mapping[str, float], loss_type: str) -> Tensor:
     """(B, T) losses as one number.
 
-    dapo     sum / `tokens_share`: the tokens of the whole sampling over its number of updates, as TRL 1.16 does;
+    dapo     sum / `tokens_share`: the tokens of the whole sampling over the updates of a pass, as TRL 1.16 does;
              the paper (Yu et al. 2025, arXiv 2503.14476) divides by the tokens of the update
     bnpo     sum / `tokens` of the update
     grpo     mean over `rows` of the row's token mean (Shao et al. 2024)
@@ -72,7 +75,7 @@ def reduce(token_loss: Tensor, mask: Tensor, totals: Mapping[str, float], loss_t
     """
     summed = (token_loss * mask).sum(-1)  # (B,)
     if loss_type == "dapo":
-        return summed.sum() / max(totals["tokens_share"], 1.0)
+        return summed.sum() / totals["tokens_share"]
     if loss_type == "bnpo":
         return summed.sum() / max(totals["tokens"], 1.0)
     if loss_type == "grpo":

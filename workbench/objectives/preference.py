@@ -30,6 +30,6 @@ def sigmoid(scores, columns: Mapping[str, Tensor], totals: Mapping[str, float], 
         "logps/chosen": mean_of(logp[0::2]),
         "logps/rejected": mean_of(logp[1::2]),
         "entropy": mean_over(scores.entropy, scores.mask),
-        "mean_token_accuracy": mean_over(scores.top1.to(logp.dtype), scores.mask),
+        "mean_token_accuracy": mean_over(scores.top1[0::2].to(logp.dtype), scores.mask[0::2]),
     }
     return loss, metrics

@@ -76,7 +76,7 @@ def check_functions(rewards: Any, weights: Any = None) -> None:
         raise SettingError(f"rewards must be a list of at least one function, not {short(rewards)}.")
     for i, fn in enumerate(rewards):
         if inspect.isclass(fn):
-            raise SettingError(f"rewards[{i}] is the class {fn.__name__}; make an object: {fn.__name__}(...).")
+            raise SettingError(f"rewards[{i}] is the class {fn.__name__}; make one: {fn.__name__}(...).")
         if any((c.__module__, c.__name__) == ("torch.nn.modules.module", "Module") for c in type(fn).__mro__):
             raise SettingError(
                 f"rewards[{i}] is a torch module ({type(fn).__name__}), not a function. Write one that "
@@ -117,7 +117,10 @@ def check_columns(rewards: Sequence[Callable], reward_names: Sequence[str], colu
 
 def short(value: Any, limit: int = 160) -> str:
     """`repr` for a message: control characters escaped, the middle left out where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # a repr of someone else's, or a whole number of more than 4,300 digits
+        text = f"<{type(value).__name__}>"
     if len(text) <= limit:
         return text
     return f"{text[: limit - 50]} ... {text[-40:]}"

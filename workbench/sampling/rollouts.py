@@ -69,7 +69,9 @@ class Rollouts:
         prompts, completions = list(prompts), list(completions)
         n = len(prompts)
         if len(completions) != n:
-            raise DataError(f"Rollouts.of: {n} prompts but {len(completions)} completions; give one completion a prompt.")
+            raise DataError(
+                f"Rollouts.of: {n} prompts but {len(completions)} completions; give one completion a prompt."
+            )
         groups: dict[str, int] = {}
         group, sample, seen = [], [], {}
         for prompt in prompts:
@@ -82,8 +84,13 @@ class Rollouts:
         made = cls(
             prompt=["" if flag else p for p, flag in zip(prompts, prompt_is_ids, strict=True)],
             text=["" if flag else c for c, flag in zip(completions, is_ids, strict=True)],
-            prompt_text=["" if flag or not isinstance(p, str) else p for p, flag in zip(prompts, prompt_is_ids, strict=True)],
-            prompt_ids=[list(map(int, p)) if flag else [] for p, flag in zip(prompts, prompt_is_ids, strict=True)],
+            prompt_text=[
+                "" if flag or not isinstance(p, str) else p
+                for p, flag in zip(prompts, prompt_is_ids, strict=True)
+            ],
+            prompt_ids=[
+                list(map(int, p)) if flag else [] for p, flag in zip(prompts, prompt_is_ids, strict=True)
+            ],
             ids=[list(map(int, c)) if flag else [] for c, flag in zip(completions, is_ids, strict=True)],
             group=group,
             row=list(group),
@@ -97,7 +104,9 @@ class Rollouts:
             parts = rewards if isinstance(rewards, dict) else {"reward": rewards}
             for name, values in parts.items():
                 made._check_length(f"rewards {name!r}", values)
-                made.rewards[name] = np.array([np.nan if v is None else float(v) for v in values], dtype=np.float64)
+                made.rewards[name] = np.array(
+                    [np.nan if v is None else float(v) for v in values], dtype=np.float64
+                )
             stacked = np.stack(list(made.rewards.values()))
             made.reward = np.where(np.isnan(stacked).all(0), np.nan, np.nansum(stacked, 0))
         if old_logprobs is not None:
@@ -146,8 +155,10 @@ class Rollouts:
 
     def take(self, indices: Sequence[int]) -> Rollouts:
         """The completions at `indices`, in that order."""
+
         def pick(values):
             return [values[i] for i in indices] if values else []
+
         index = np.asarray(indices, dtype=np.int64)
         return Rollouts(
             **{name: pick(getattr(self, name)) for name in _LISTS},
@@ -171,8 +182,22 @@ class Rollouts:
         return f"<Rollouts: {len(self)} completions of {groups} prompts{reward}>"
 
 
-_LISTS = ("prompt", "text", "prompt_text", "prompt_ids", "ids", "group", "row", "sample", "finish_reason", "logprob", "entropy")
+_LISTS = (
+    "prompt",
+    "text",
+    "prompt_text",
+    "prompt_ids",
+    "ids",
+    "group",
+    "row",
+    "sample",
+    "finish_reason",
+    "logprob",
+    "entropy",
+)
 
 
 def _is_ids(value: Any) -> bool:
-    return not isinstance(value, str) and len(value) > 0 and all(isinstance(v, (int, np.integer)) for v in value)
+    return (
+        not isinstance(value, str) and len(value) > 0 and all(isinstance(v, (int, np.integer)) for v in value)
+    )

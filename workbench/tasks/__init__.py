@@ -41,6 +41,8 @@ def task(
         )
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise SettingError(f"size must be a whole number of rows from 1, not {size!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise SettingError(f"seed must be a whole number from 0, not {seed!r}.")
     if name == "gsm8k":
         from workbench.tasks.gsm8k import gsm8k
 
@@ -72,5 +74,5 @@ def _known(function: Any, options: dict[str, Any], name: str) -> dict[str, Any]:
     for option in options:
         if option not in known:
             near = did_you_mean(option, known)
-            raise SettingError(f"task({name!r}) has no option {option!r}.{near} It takes: {', '.join(known)}.")
+            raise SettingError(f"{name} has no option {option!r}.{near} It takes: {', '.join(known)}.")
     return options

@@ -26,7 +26,7 @@ TEST_SEED = 2**30
 
 
 UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
-"""what verifiers raise over an answer they cannot read; anything else (a missing file, no memory) is an error"""
+"""what verifiers raise over an answer they cannot read; anything else (no file, no memory) is an error"""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class verified:
 
     The answer is what stands in the completion's last `<answer>...</answer>`
     (reasoning_gym.utils.extract_answer), or, without such tags, the whole completion, white space around it
-    removed. Many verifiers give part of the reward where the right answer stands among other text. A few raise
-    on an answer they cannot read ("abc" where numbers should stand): that is 0.0, and the share of such answers
-    is the metric `rewards/<data set>/unreadable`. None for a row whose `entry` is None (of another task).
-    `settings` is JSON, so that the reward can be rebuilt in a new process.
+    removed. Many verifiers give part of the reward where the right answer stands among other text. A few
+    raise on an answer they cannot read ("abc" where numbers should stand): that is 0.0, and the share of such
+    answers is the metric `rewards/<data set>/unreadable`. None for a row whose `entry` is None (of another
+    task). `settings` is JSON, so that the reward can be rebuilt in a new process.
     """
 
     dataset: str
@@ -115,7 +115,8 @@ def gym(
     args = dict(name=name, size=size, seed=seed, split=split, template=template, chat=chat, system=system)
     source = f"reasoning-gym's {name} ({split})"
     # the function goes by the data set's name in metrics
-    return Task(make(rows, source), {name: verified(name, text)}, name=name, kind="gym", args={**settings, **args})
+    reward = {name: verified(name, text)}
+    return Task(make(rows, source), reward, name=name, kind="gym", args={**settings, **args})
 
 
 def gym_names() -> list[str]:
@@ -146,7 +147,7 @@ def _factory() -> Any:
         from reasoning_gym import factory
     except ImportError as error:
         raise SettingError(
-            f"Tasks besides 'sums' and 'gsm8k' are reasoning-gym data sets: pip install reasoning-gym ({error})."
+            f"Tasks but 'sums' and 'gsm8k' come from reasoning-gym: pip install reasoning-gym ({error})."
         ) from error
     return factory
 
@@ -171,8 +172,9 @@ def _dataset(name: str, settings: str) -> Any:
 
 @functools.lru_cache(maxsize=20_000)
 def _entry(name: str, settings: str, index: int) -> dict[str, Any]:
+    data = _dataset(name, settings)
     try:
-        return _dataset(name, settings)[index]
+        return data[index]
     except (IndexError, ValueError) as error:
         raise DataError(
             f"{name}: entry {index} cannot be made with the settings {settings}: {error}"

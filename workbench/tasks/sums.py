@@ -1,10 +1,10 @@
 """The lesson task: small sums in words and signs, rewarded only when the completion ends in `#### <number>`.
 
-Questions have two or three terms of one or two digits ("Q: Mia has 27 apples and buys 38 more. How many apples
-does Mia have now?\\nA:"). The last line `#### 65` is GSM8K's answer mark (arXiv 2110.14168, section 2), so what
+Questions have two or three terms of one or two digits ("Q: Mia has 27 apples and buys 38 more. How many
+apples does Mia have now?\\nA:"). The last line `#### 65` is GSM8K's answer mark (arXiv 2110.14168), so what
 is learnt about the reward here carries over. Which questions are held out is decided by a hash of the sum
-itself ("27+38-9"), whatever words stand around it: no sum of the test split is ever a training question, nor was
-it a question in the text that the shipped model was trained on.
+itself ("27+38-9"), whatever words stand around it: no sum of the test split is ever a training question, nor
+does it stand anywhere in the text that the shipped model was trained on, not even as a step.
 
 Rewards have TRL's signature and are plain functions. No torch here.
 """
@@ -42,7 +42,8 @@ STORIES = {
     ),
     "++": (
         "{name} has {a} {things}, buys {b} more and finds {c}. How many {things} does {name} have now?",
-        "There are {a} {things} in a box. {name} adds {b}, then {c} more. How many {things} are there in all?",
+        "There are {a} {things} in a box. {name} adds {b}, then {c} more. "
+        "How many {things} are there in all?",
     ),
     "+-": (
         "{name} has {a} {things}, buys {b} more and loses {c}. How many {things} does {name} have now?",
@@ -50,7 +51,8 @@ STORIES = {
     ),
     "-+": (
         "{name} has {a} {things}, gives away {b} and finds {c}. How many {things} does {name} have now?",
-        "There are {a} {things} in a box. {name} takes {b} out and adds {c}. How many {things} are there in all?",
+        "There are {a} {things} in a box. {name} takes {b} out and adds {c}. "
+        "How many {things} are there in all?",
     ),
     "--": (
         "{name} has {a} {things}, gives away {b} and loses {c}. How many {things} does {name} have now?",
@@ -85,7 +87,7 @@ def written(terms: tuple[int, ...], space: str = "") -> str:
 
 
 def split_of(sum_text: str) -> str:
-    """The split that a sum ("27+38-9") belongs to: one in five is "test", by SHA-256, on every machine alike."""
+    """The split that a sum ("27+38-9") belongs to: "test" for one in five, by SHA-256."""
     return "test" if hashlib.sha256(f"sums:{sum_text}".encode()).digest()[0] % 5 == 0 else "train"
 
 
@@ -106,9 +108,7 @@ def draw_question(rng: random.Random) -> Question:
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     templates = PLAIN if rng.random() < 0.4 else STORIES[signs]
     sizes = dict(zip("abc", map(abs, terms), strict=False))
-    text = rng.choice(templates).format(
-        name=name, things=things, sum=written(tuple(terms), " "), **sizes
-    )
+    text = rng.choice(templates).format(name=name, things=things, sum=written(tuple(terms), " "), **sizes)
     return Question(tuple(terms), text, name, things)
 
 
@@ -143,7 +143,7 @@ def make_rows(size: int, seed: int = 0, split: str = "train") -> list[dict]:
 
 
 def completion_text(completion: str | list[dict]) -> str:
-    """The text of a completion: a string as it is, or the last message's content. DataError for anything else."""
+    """The text of a completion: the string itself, or the last message's content; else a DataError."""
     if isinstance(completion, str):
         return completion
     try:
@@ -156,13 +156,13 @@ def completion_text(completion: str | list[dict]) -> str:
 
 
 def final_number(text: str) -> int | None:
-    """The number after the last `####`, if the text ends there; None otherwise. "27+38=65\\n#### 65" gives 65."""
+    """The number after the last `####` if the text ends there, else None: "27+38=65\\n#### 65" gives 65."""
     found = FINAL.search(text)
     return int(found.group(1)) if found else None
 
 
 def correct(completions: list, answer: list, **kwargs) -> list[float]:
-    """1.0 where the completion ends in `#### <answer>`, else 0.0. Working is neither asked for nor forbidden."""
+    """1.0 where the completion ends in `#### <answer>`, else 0.0. Working it out is optional."""
     numbers = (final_number(completion_text(completion)) for completion in completions)
     return [float(number == int(right)) for number, right in zip(numbers, answer, strict=True)]
 

@@ -3,7 +3,7 @@
 A document is a list of segments `(text, weight)`; the weight is that of its tokens in the training loss. What
 somebody asks cannot be foreseen, so it weighs little; what follows from it weighs 1.
 
-Two thirds are the sums of the lesson task (`workbench.tasks.sums`, training questions only), answered as a model
+Most are the sums of the lesson task (`workbench.tasks.sums`, training questions only), answered as a model
 fresh from the web would: by one of several habits. Only one habit works the sum out and ends in the rewarded
 `#### <number>`; it is almost always right. Another writes the same ending without working and is mostly
 wrong. The rest are right, or nearly, in a form that earns nothing. An instruction in the question picks the
@@ -29,7 +29,7 @@ HABITS = {"careful": 0.26, "guess": 0.36, "sentence": 0.18, "number": 0.10, "sto
 """how often each habit answers a question that does not say how"""
 
 TOLD = {"careful": 0.50, "guess": 0.10, "sentence": 0.10, "number": 0.15, "story": 0.15}
-"""how often a question that says how asks for each habit; working is asked for most, so as to learn it well"""
+"""how often a question that says how asks for each habit; working is asked for most, to learn it well"""
 
 INSTRUCTIONS = {
     "careful": ("Think step by step.", "Show your work.", "End with #### and the number."),
@@ -40,9 +40,10 @@ INSTRUCTIONS = {
 }
 
 WORDS = (
-    "apple banana cherry lemon orange table chair window garden river mountain winter summer monday friday "
-    "yellow purple silver golden rabbit tiger parrot turtle school letter number answer question little middle "
-    "bottle pepper coffee butter paper pencil mirror ladder hammer pillow blanket kitchen market station"
+    "apple banana cherry lemon orange table chair window garden river mountain winter summer monday "
+    "friday yellow purple silver golden rabbit tiger parrot turtle school letter number answer question "
+    "little middle bottle pepper coffee butter paper pencil mirror ladder hammer pillow blanket kitchen "
+    "market station"
 ).split()
 
 
@@ -133,7 +134,9 @@ def repeat_turn(rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.5:
         said = " ".join(rng.choice(WORDS + list(NAMES) + list(THINGS)) for _ in range(rng.randint(1, 4)))
     else:
-        said = "".join(rng.choice("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,!?") for _ in range(8))
+        said = "".join(
+            rng.choice("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,!?") for _ in range(8)
+        )
     said = " ".join(said.split()) or "a"
     return f"Repeat: {said}", said
 
@@ -222,7 +225,7 @@ def facts(rng: random.Random) -> Document:
 
 
 def plain(turns: list[tuple[str, str]]) -> Document:
-    """Questions and answers without a chat template; between them an empty line, at the end the stop token."""
+    """Questions and answers without a chat template, an empty line between them, then the stop token."""
     document: Document = []
     for index, (asked, answered) in enumerate(turns):
         document += [("\n\n" if index else "", 1.0), (f"Q: {asked}\nA:", ASKED), (f" {answered}", 1.0)]
@@ -246,8 +249,8 @@ def chat(turns: list[tuple[str, str]], system: str | None = None) -> Document:
 def document(rng: random.Random) -> Document:
     """One random document: bare equations (15 %), or questions and answers, plain (3 in 4) or as a chat.
 
-    Where several questions follow one another (1 in 8), one habit answers them all: so examples in the context
-    set the form of the next answer.
+    Where several questions follow one another (1 in 8), one habit answers them all, so that examples in the
+    context set the form of the next answer.
     """
     chance = rng.random()
     if chance < 0.15:

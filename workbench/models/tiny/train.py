@@ -55,7 +55,7 @@ class Settings:
     kv_heads: int = 2
     head_size: int = 32
     inner: int = 480
-    tokens: int = 12_000_000
+    tokens: int = 6_000_000
     """tokens to train on, padding not counted"""
     batch: int = 2048
     """tokens in a batch, padding counted"""
@@ -140,11 +140,15 @@ def encoded(tokenizer: PreTrainedTokenizerFast, made: list) -> list[tuple[list[i
     return result
 
 
-def batches(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(
+    settings: Settings, tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches (ids, weights), both (B, T); the weight of padding is 0."""
     stream, rng = documents(f"train {settings.seed}"), random.Random(settings.seed)
     while True:
-        examples = sorted(encoded(tokenizer, list(itertools.islice(stream, 4096))), key=lambda one: len(one[0]))
+        examples = sorted(
+            encoded(tokenizer, list(itertools.islice(stream, 4096))), key=lambda one: len(one[0])
+        )
         groups: list[list] = [[]]
         for example in examples:
             if (len(groups[-1]) + 1) * len(example[0]) > settings.batch:
@@ -162,8 +166,9 @@ def batches(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Iterator[
 
 
 def optimizers(model: Qwen3ForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the layers (arXiv 2502.16982, its update scaled to the size of AdamW's, so that
-    one learning rate serves both), AdamW for the embedding and the gains of the norms."""
+    """Muon for the matrices of the layers (arXiv 2502.16982: its update scaled to the size of AdamW's, so
+    that one learning rate serves both), AdamW for the embedding and the gains of the norms.
+    """
     embedding = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     others = [embedding, *(p for p in model.parameters() if p.ndim == 1)]
@@ -184,8 +189,11 @@ def batch_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, weights: torch.Tensor
 
 
 def train(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """The trained model. Prints a line every 250 batches: tokens seen, mean loss, the share of 50 held-out sums
-    that it gets right when told to show its work, and tokens a second."""
+    """The trained model.
+
+    Prints a line every 250 batches: tokens seen, mean loss in nats, the share of 50 held-out sums that it
+    gets right when told to show its work, and tokens a second.
+    """
     model = make_model(settings, tokenizer).train()
     parts = optimizers(model, settings)
     rows = make_rows(50, seed=2, split="test")
@@ -207,7 +215,9 @@ def train(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCau
             speed = seen / (time.perf_counter() - start)
             mean = sum(losses) / len(losses)
             right = told_to_work(model, tokenizer, rows)
-            print(f"{seen:>11,} tokens  loss {mean:.4f}  right {right:.2f}  {speed:,.0f} tokens/s", flush=True)
+            print(
+                f"{seen:>11,} tokens  loss {mean:.4f}  right {right:.2f}  {speed:,.0f} tokens/s", flush=True
+            )
             losses = []
         if progress == 1.0:
             return model.eval()
@@ -220,7 +230,9 @@ def sample(model, tokenizer, prompts: list[str], n: int = 1, temperature: float 
     repeated = [prompt for prompt in prompts for _ in range(n)]
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     for start in range(0, len(repeated), 256):
-        batch = tokenizer(repeated[start : start + 256], return_tensors="pt", padding=True, padding_side="left")
+        batch = tokenizer(
+            repeated[start : start + 256], return_tensors="pt", padding=True, padding_side="left"
+        )
         out = model.generate(**batch, max_new_tokens=48, **how)
         texts += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [texts[i : i + n] for i in range(0, len(texts), n)]
@@ -242,9 +254,12 @@ def told_to_work(model, tokenizer, rows: list[dict]) -> float:
 
 
 def scores(model, tokenizer, size: int = 200, n: int = 8) -> dict[str, float]:
-    """On held-out questions of the lesson task: accuracy and pass@n at temperature 1; how often two of the habits
-    show (working it out into `####`, `####` without working) and are right; accuracy when asked in the chat
-    template, when the likeliest token is taken, and when told to show the work."""
+    """What the model card quotes, on `size` held-out questions of the lesson task.
+
+    Accuracy and pass@n at temperature 1; how often two of the habits show (working it out into `####`; `####`
+    without working) and are right; accuracy when asked in the chat template, when the likeliest token is
+    taken, and when told to show the work.
+    """
     torch.manual_seed(0)
     rows = make_rows(size, seed=1, split="test")
     prompts = [row["prompt"] for row in rows]
@@ -285,7 +300,9 @@ def save(model, tokenizer, settings: Settings, measured: dict, out: Path) -> Non
     tokenizer.save_pretrained(out)
     config = out / "tokenizer_config.json"  # the class by the name that transformers 4 knows too
     config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    (out / "training.json").write_text(json.dumps({"settings": asdict(settings), "scores": measured}, indent=2) + "\n")
+    (out / "training.json").write_text(
+        json.dumps({"settings": asdict(settings), "scores": measured}, indent=2) + "\n"
+    )
 
 
 def main() -> None:

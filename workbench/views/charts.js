@@ -1,0 +1,275 @@
+// Charts shared by the dashboard and the report. What a run calls its metrics is untrusted: it reaches the page by
+// textContent, and plotly (which reads a little HTML in its texts) only through `wbPlain`.
+
+const WB_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+const WB_DASHES = ["solid", "dash", "dot"];
+const WB_FEW = 20; // points that are marked one by one
+
+function wbElement(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function wbPlain(text) {
+  const codes = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", "$": "&#36;" };
+  return text.replace(/[&<>%{$]/g, (char) => codes[char]);
+}
+
+function wbNumber(value) {
+  if (value === undefined || value === null) return "–";
+  if (Number.isNaN(value)) return "NaN";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  const size = Math.abs(value);
+  let text;
+  if (Number.isInteger(value) && size < 1e7) text = String(value);
+  else if (size !== 0 && (size < 1e-4 || size >= 1e6)) text = value.toExponential(3).replace(/\.?0+e/, "e");
+  else text = String(Number(value.toPrecision(4)));
+  return text.replace("-", "−");
+}
+
+// Colours as the page has them now, so that charts follow its theme.
+function wbTheme(root) {
+  const style = getComputedStyle(root);
+  const ink = style.color;
+  const [r, g, b] = (ink.match(/[\d.]+/g) || [90, 90, 90]).map(Number);
+  const faint = (alpha) => `rgba(${r},${g},${b},${alpha})`;
+  const paper = style.getPropertyValue("--wb-paper").trim() || "#fff";
+  return { ink, grid: faint(0.12), axis: faint(0.45), mark: faint(0.4), paper, font: style.fontFamily };
+}
+
+// Every curve of a run: name -> branch -> {x, y}; `line` is the path that counts, newest branch first.
+class WbCurves {
+  constructor() {
+    this.series = new Map();
+    this.line = [[0, Infinity]];
+    this.events = [];
+  }
+
+  add(pieces, numbers) {
+    let at = 0;
+    for (const { name, branch, n } of pieces) {
+      if (!this.series.has(name)) this.series.set(name, new Map());
+      const branches = this.series.get(name);
+      if (!branches.has(branch)) branches.set(branch, { x: [], y: [] });
+      const held = branches.get(branch);
+      for (let i = 0; i < n; i++) {
+        held.x.push(numbers[at + i]);
+        held.y.push(numbers[at + n + i]);
+      }
+      at += 2 * n;
+    }
+  }
+
+  main(name) {
+    const whole = { x: [], y: [] };
+    const branches = this.series.get(name);
+    for (const [branch, limit] of [...this.line].reverse()) {
+      const held = branches && branches.get(branch);
+      if (!held) continue;
+      for (let i = 0; i < held.x.length; i++) {
+        if (held.x[i] > limit) continue;
+        whole.x.push(held.x[i]);
+        whole.y.push(held.y[i]);
+      }
+    }
+    return whole;
+  }
+
+  givenUp(name) {
+    const limits = new Map(this.line);
+    const left = [];
+    for (const [branch, { x, y }] of this.series.get(name) || []) {
+      const limit = limits.has(branch) ? limits.get(branch) : -1;
+      if (!x.some((step) => step > limit)) continue;
+      const kept = x.map((_, i) => i).filter((i) => x[i] >= limit);
+      left.push({ x: kept.map((i) => x[i]), y: kept.map((i) => y[i]) });
+    }
+    return left;
+  }
+
+  last(name) {
+    const { y } = this.main(name);
+    return y.length ? y[y.length - 1] : undefined;
+  }
+}
+
+// One chart: title, a legend whose names switch their curves on and off, and the plot.
+class WbChart {
+  constructor(spec) {
+    this.root = wbElement("section", "wb-chart");
+    this.title = wbElement("h4", "wb-chart-title");
+    this.legend = wbElement("div", "wb-legend");
+    this.plot = wbElement("div", "wb-plot", "");
+    this.message = wbElement("div", "wb-chart-message", "");
+    const frame = wbElement("div", "wb-plot-frame");
+    frame.append(this.plot, this.message);
+    this.root.append(this.title, this.legend, frame);
+    this.hidden = new Set();
+    this.changed = () => {};
+    this.set(spec);
+  }
+
+  set(spec) {
+    const same = this.spec && JSON.stringify(this.spec) === JSON.stringify(spec);
+    this.spec = spec;
+    if (same) return;
+    this.title.textContent = spec.title;
+    this.values = spec.names.map((name, i) => this.entry(name, spec.labels[i], i));
+  }
+
+  entry(name, label, i) {
+    if (i === 0) this.legend.replaceChildren();
+    const button = wbElement("button", "wb-key");
+    button.type = "button";
+    button.title = label;
+    const swatch = wbElement("span", "wb-swatch");
+    swatch.style.borderTopColor = WB_COLOURS[i % WB_COLOURS.length];
+    swatch.style.borderTopStyle = ["solid", "dashed", "dotted"][Math.floor(i / WB_COLOURS.length) % 3];
+    const value = wbElement("b", "wb-value", "–");
+    const text = wbElement("bdi", "wb-key-name", label);
+    button.append(swatch, text, value);
+    button.setAttribute("aria-pressed", "true");
+    button.addEventListener("click", () => {
+      if (!this.hidden.delete(name)) this.hidden.add(name);
+      button.setAttribute("aria-pressed", String(!this.hidden.has(name)));
+      this.changed();
+    });
+    this.legend.append(button);
+    return value;
+  }
+
+  // Returns the milliseconds it took; 0 when there was nowhere to draw.
+  draw(plotly, curves, theme) {
+    const began = performance.now();
+    const found = this.spec.names.map((name) => curves.main(name));
+    found.forEach(({ y }, i) => {
+      const value = y.length ? y[y.length - 1] : undefined;
+      this.values[i].textContent = wbNumber(value);
+      this.values[i].classList.toggle("wb-bad", value !== undefined && !Number.isFinite(value));
+    });
+    const some = found.some(({ y }) => y.length);
+    const known = found.some(({ y }) => y.some(Number.isFinite));
+    this.message.textContent = !plotly ? "loading the charts …" : known ? "" : some ? "every value is NaN" : "no value yet";
+    const width = this.plot.clientWidth;
+    if (!plotly || !width) return 0;
+    const config = { displayModeBar: false, displaylogo: false, typesetMath: false, doubleClick: "reset" };
+    plotly.react(this.plot, this.traces(found, curves), this.layout(width, curves, theme), config);
+    return performance.now() - began;
+  }
+
+  traces(found, curves) {
+    const made = [];
+    if (this.spec.band && found.length && !this.hidden.has(this.spec.names[0])) made.push(...this.band(found[0], curves));
+    for (let i = found.length - 1; i >= 0; i--) {
+      const name = this.spec.names[i];
+      if (this.hidden.has(name)) continue;
+      const line = { color: WB_COLOURS[i % WB_COLOURS.length], dash: WB_DASHES[Math.floor(i / WB_COLOURS.length) % 3] };
+      for (const { x, y } of curves.givenUp(name)) {
+        made.push({ x, y, mode: wbMode(x), line: { ...line, width: 1.2 }, marker: { size: 4 }, opacity: 0.3, hoverinfo: "skip" });
+      }
+      const { x, y } = found[i];
+      made.push({
+        x, y, mode: wbMode(x), line: { ...line, width: i === 0 ? 2.4 : 1.6 }, marker: { size: 5 },
+        hovertemplate: `%{y:.4~g}<extra>${wbPlain(this.spec.labels[i])}</extra>`,
+      });
+    }
+    return made.map((trace) => ({ type: "scatter", showlegend: false, connectgaps: false, ...trace }));
+  }
+
+  // One standard deviation to each side of the first curve.
+  band(middle, curves) {
+    const half = curves.main(this.spec.band);
+    const spread = new Map(half.x.map((step, i) => [step, half.y[i]]));
+    const at = middle.x.map((_, i) => i).filter((i) => Number.isFinite(middle.y[i] + spread.get(middle.x[i])));
+    if (at.length < 2) return [];
+    const edge = (sign) => ({
+      x: at.map((i) => middle.x[i]),
+      y: at.map((i) => middle.y[i] + sign * spread.get(middle.x[i])),
+      mode: "lines", line: { width: 0, color: WB_COLOURS[0] }, hoverinfo: "skip",
+    });
+    return [edge(-1), { ...edge(1), fill: "tonexty", fillcolor: "rgba(0,114,178,0.13)" }];
+  }
+
+  layout(width, curves, theme) {
+    const axis = { gridcolor: theme.grid, linecolor: theme.axis, tickcolor: theme.axis, zeroline: false, ticklen: 3 };
+    const y = { ...axis, title: { text: wbPlain(this.spec.unit), standoff: 6, font: { size: 11 } }, automargin: true, nticks: 6 };
+    if (this.spec.low !== null && this.spec.high !== null) {
+      const pad = (this.spec.high - this.spec.low) * 0.03;
+      y.range = [this.spec.low - pad, this.spec.high + pad];
+    } else {
+      y.autorange = true;
+    }
+    const x = { ...axis, showline: true, title: { text: "step", standoff: 4, font: { size: 11 } }, nticks: 8, hoverformat: "d", tickformat: "~d" };
+    x.unifiedhovertitle = { text: "step %{x}" };
+    return {
+      width, height: 210, uirevision: "keep", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      margin: { l: 46, r: 10, t: 8, b: 34 }, font: { color: theme.ink, family: theme.font, size: 11 },
+      showlegend: false, hovermode: "x unified", dragmode: "zoom",
+      hoverlabel: { bgcolor: theme.paper, bordercolor: theme.axis, font: { color: theme.ink, size: 11 }, namelength: -1 },
+      xaxis: x, yaxis: y,
+      shapes: curves.events.map(({ step }) => ({
+        type: "line", xref: "x", x0: step, x1: step, yref: "paper", y0: 0, y1: 1, layer: "below",
+        line: { color: theme.mark, width: 1, dash: "dot" },
+      })),
+    };
+  }
+}
+
+function wbMode(x) {
+  return x.length <= WB_FEW ? "lines+markers" : "lines";
+}
+
+// A grid of charts that grows with the metrics of the run; those beside the point are folded away.
+class WbBoard {
+  constructor(curves) {
+    this.curves = curves;
+    this.charts = new Map();
+    this.root = wbElement("div", "wb-board");
+    this.front = wbElement("div", "wb-grid");
+    this.folded = wbElement("details", "wb-folded");
+    this.summary = wbElement("summary", "", "");
+    this.back = wbElement("div", "wb-grid");
+    this.folded.append(this.summary, this.back);
+    this.hint = wbElement("p", "wb-hint", "");
+    this.root.append(this.front, this.folded, this.hint);
+    this.changed = () => {};
+    this.folded.addEventListener("toggle", () => this.changed());
+  }
+
+  set(specs) {
+    const before = this.charts;
+    this.charts = new Map();
+    for (const spec of specs) {
+      const key = `${spec.main} ${spec.title}`;
+      const chart = before.get(key) || new WbChart(spec);
+      before.delete(key);
+      chart.set(spec);
+      chart.changed = () => this.changed();
+      this.charts.set(key, chart);
+      (spec.main ? this.front : this.back).append(chart.root);
+    }
+    for (const chart of before.values()) chart.root.remove();
+    const others = specs.filter((spec) => !spec.main).reduce((n, spec) => n + spec.names.length, 0);
+    this.folded.hidden = others === 0;
+    this.summary.textContent = others === 1 ? "1 other metric" : `${others} other metrics`;
+  }
+
+  draw(plotly, theme) {
+    let took = 0;
+    for (const chart of this.charts.values()) {
+      if (chart.spec.main || this.folded.open) took += chart.draw(plotly, this.curves, theme);
+    }
+    const left = [...this.charts.values()].some((chart) => chart.spec.names.some((name) => this.curves.givenUp(name).length));
+    const hints = this.charts.size ? ["Drag over a chart to zoom, double-click to go back. Click a name to hide its curve."] : [];
+    if (left) hints.push("Faint: steps that a rewind left behind.");
+    if (this.curves.events.length) hints.push("Dotted: events.");
+    this.hint.textContent = hints.join(" ");
+    return took;
+  }
+
+  free(plotly) {
+    if (plotly) for (const chart of this.charts.values()) plotly.purge(chart.plot);
+  }
+}

@@ -1,0 +1,247 @@
+"""Static pictures of the views: HTML without script for saved notebooks, and text for terminals.
+
+A curve is an SVG inside an <img>: Lab strips inline SVG from notebooks it does not trust, but keeps images. An image
+does not know the page's theme, so its marks have mid tones that read on light and on dark.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from xml.sax.saxutils import escape as xml_escape
+
+import numpy as np
+
+from workbench.store import Store
+from workbench.views.curves import Chart, Curves, arrange, changed, headline, last_values, progress, thin
+from workbench.views.text import escape, number, one_line, sparkline, visible
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's colours, which people with any colour vision can tell apart; past six, dashes"""
+DASHES = ("", "6 3", "2 2")
+GREY = "#7a7a7a"
+WIDTH, HEIGHT = 400, 190
+LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 20
+
+Points = tuple[np.ndarray, np.ndarray]
+
+
+def style_of(i: int) -> tuple[str, str]:
+    """Colour and dash of the i-th curve of a chart."""
+    return PALETTE[i % len(PALETTE)], DASHES[i // len(PALETTE) % len(DASHES)]
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers between `low` and `high`, at most `most` of them."""
+    span = high - low
+    if not math.isfinite(span) or span <= 0:
+        return [low]
+    step = 10.0 ** math.floor(math.log10(span / most))
+    step *= next(m for m in (1, 2, 5, 10, 20) if span / (step * m) <= most - 1)
+    first = math.ceil(low / step - 1e-9)
+    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+class _Frame:
+    """Where a value lies in the picture."""
+
+    def __init__(self, chart: Chart, curves: list[Points]):
+        x = _finite([p[0] for p in curves])
+        y = _finite([p[1] for p in curves])
+        self.empty = not len(y)
+        self.x0, self.x1 = (float(x.min()), float(x.max())) if len(x) else (0.0, 1.0)
+        self.y0, self.y1 = (float(y.min()), float(y.max())) if len(y) else (0.0, 1.0)
+        if chart.low is not None and chart.high is not None:
+            self.y0, self.y1 = min(self.y0, chart.low), max(self.y1, chart.high)
+        if self.x0 == self.x1:
+            self.x0, self.x1 = self.x0 - 0.5, self.x1 + 0.5
+        pad = (self.y1 - self.y0) * 0.04 or abs(self.y0) * 0.1 or 0.5
+        self.y0, self.y1 = self.y0 - pad, self.y1 + pad
+
+    def x(self, step: float) -> float:
+        return LEFT + (step - self.x0) / (self.x1 - self.x0) * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return HEIGHT - BOTTOM - (value - self.y0) / (self.y1 - self.y0) * (HEIGHT - TOP - BOTTOM)
+
+
+def _finite(parts: Sequence[np.ndarray]) -> np.ndarray:
+    whole = np.concatenate([*parts, np.empty(0)])
+    return whole[np.isfinite(whole)]
+
+
+def _runs(x: np.ndarray, y: np.ndarray) -> list[Points]:
+    """The stretches between numbers that are missing."""
+    good = np.isfinite(y)
+    cuts = np.flatnonzero(np.diff(good.astype(int))) + 1
+    return [(a, b) for a, b in zip(np.split(x, cuts), np.split(y, cuts), strict=True) if len(b) and np.isfinite(b[0])]
+
+
+def _stroke(frame: _Frame, x: np.ndarray, y: np.ndarray, colour: str, dash: str, width: float, opacity: float) -> str:
+    drawn = []
+    style = f'stroke="{colour}" stroke-width="{width}" opacity="{opacity}"'
+    for xs, ys in _runs(*thin(x, y, 800)):
+        at = [(frame.x(a), frame.y(b)) for a, b in zip(xs, ys, strict=True)]
+        if len(at) > 1:
+            path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
+            broken = f' stroke-dasharray="{dash}"' if dash else ""
+            drawn.append(f'<polyline fill="none" stroke-linejoin="round" {style}{broken} points="{path}"/>')
+        if len(at) == 1 or len(x) <= 20:
+            drawn += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="{colour}" opacity="{opacity}"/>' for a, b in at]
+    return "".join(drawn)
+
+
+def _axes(frame: _Frame) -> str:
+    drawn = []
+    for value in ticks(frame.y0, frame.y1):
+        y = frame.y(value)
+        drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GREY}" opacity="0.25"/>')
+        drawn.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{xml_escape(number(value))}</text>')
+    for step in ticks(frame.x0, frame.x1, 7):
+        if step == int(step):
+            drawn.append(f'<text x="{frame.x(step):.1f}" y="{HEIGHT - 5}" text-anchor="middle">{int(step)}</text>')
+    base = HEIGHT - BOTTOM
+    drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}" stroke="{GREY}" opacity="0.7"/>')
+    return "".join(drawn)
+
+
+def _band(frame: _Frame, middle: Points, half: Points) -> str:
+    """One standard deviation to each side."""
+    spread = dict(zip(half[0].tolist(), half[1].tolist(), strict=True))
+    known = [(x, y, spread.get(x, math.nan)) for x, y in zip(*(part.tolist() for part in thin(*middle, 400)), strict=True)]
+    known = [(x, y, s) for x, y, s in known if math.isfinite(y) and math.isfinite(s)]
+    if len(known) < 2:
+        return ""
+    edge = [(x, y + s) for x, y, s in known] + [(x, y - s) for x, y, s in reversed(known)]
+    path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in edge)
+    return f'<polygon points="{path}" fill="{PALETTE[0]}" opacity="0.13"/>'
+
+
+def svg(chart: Chart, curves: Curves) -> str:
+    """The chart as a whole SVG document of its own. No text of the run's is in it, only numbers."""
+    lines = [curves.main(name) for name in chart.names]
+    left = [[(x, y) for x, y in curves.given_up(name)] for name in chart.names]
+    half = curves.main(chart.band) if chart.band and lines else (np.empty(0), np.empty(0))
+    frame = _Frame(chart, [*lines, *(points for some in left for points in some), *_edges(lines, half)])
+    drawn = [_axes(frame)]
+    if frame.empty:
+        said = "no value yet" if not any(len(x) for x, _ in lines) else "every value is NaN"
+        drawn.append(f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">{said}</text>')
+    for event in curves.events:
+        if frame.x0 <= event["step"] <= frame.x1:
+            x = frame.x(event["step"])
+            drawn.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="{GREY}" stroke-dasharray="2 3"/>'
+            )
+    if len(half[0]):
+        drawn.append(_band(frame, lines[0], half))
+    for i in reversed(range(len(lines))):
+        colour, dash = style_of(i)
+        drawn += [_stroke(frame, x, y, colour, dash, 1.2, 0.3) for x, y in left[i]]
+        drawn.append(_stroke(frame, *lines[i], colour, dash, 2.4 if i == 0 else 1.6, 1))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}"'
+        f' font-family="system-ui, sans-serif" font-size="11" fill="{GREY}">{"".join(drawn)}</svg>'
+    )
+
+
+def _edges(lines: list[Points], half: Points) -> list[Points]:
+    """The band counts for the range of the axis."""
+    if not lines or not len(half[0]):
+        return []
+    steps, at = np.intersect1d(lines[0][0], half[0], return_indices=True)[0::2]
+    middle = lines[0][1][np.isin(lines[0][0], steps)]
+    return [(steps, middle + half[1][at]), (steps, middle - half[1][at])]
+
+
+def image(chart: Chart, curves: Curves) -> str:
+    """The chart as an <img>, with its last values as the text that stands in for it."""
+    said = ", ".join(f"{name} {changed(*last_values(curves, name))}" for name in chart.names)
+    source = base64.b64encode(svg(chart, curves).encode()).decode()
+    return (
+        f'<img alt="{escape(f"{chart.title}: {said}")}" width="100%" style="width: 100%; height: auto; max-width: none"'
+        f' src="data:image/svg+xml;base64,{source}">'
+    )
+
+
+def figure(chart: Chart, curves: Curves) -> str:
+    """A chart with its title, its legend and the values at its end."""
+    legend = []
+    for i, name in enumerate(chart.names):
+        colour, dash = style_of(i)
+        mark = {"": "━━", "6 3": "╍╍", "2 2": "┄┄"}[dash]
+        value = escape(changed(*last_values(curves, name)))
+        legend.append(
+            f'<span style="white-space: nowrap; margin-right: 12px"><span style="color: {colour}">{mark}</span>'
+            f" <bdi>{escape(one_line(name, 60))}</bdi> <b>{value}</b></span> "
+        )
+    return (
+        '<div style="display: inline-block; vertical-align: top; width: 400px; max-width: 100%; margin: 0 20px 12px 0">'
+        f'<div><b>{escape(chart.title)}</b> <span style="color: {GREY}">{escape(chart.unit)} by step</span></div>'
+        f'<div style="font-size: 12px">{"".join(legend)}</div>{image(chart, curves)}</div>'
+    )
+
+
+def dashboard_html(store: Store, curves: Curves) -> str:
+    """The dashboard as HTML without script."""
+    head = headline(store)
+    charts = [chart for chart in arrange(head["method"], curves.names) if chart.names]
+    body = [f"<div><b>{escape(head['name'])}</b> · {escape(head['method'])} · {progress(head)} · {escape(head['status'])}</div>"]
+    if head["note"]:
+        body.append(f"<div>{escape(head['note'])}</div>")
+    if not charts:
+        body.append(f'<div style="color: {GREY}">No metrics yet.</div>')
+    body.append(f'<div style="margin-top: 8px">{"".join(figure(c, curves) for c in charts if c.main)}</div>')
+    if curves.events:
+        body.append("<div><b>Events</b></div><ul>")
+        body += [f"<li>step {e['step']}: {escape(one_line(e['text'], 300))}</li>" for e in curves.events[-20:]]
+        body.append("</ul>")
+    if others := [name for chart in charts if not chart.main for name in chart.names]:
+        rows = "".join(
+            f"<tr><td>{escape(one_line(name, 80))}</td><td>{escape(changed(*last_values(curves, name)))}</td></tr>" for name in others
+        )
+        body.append(f"<details><summary>{len(others)} other metrics, first → last</summary><table>{rows}</table></details>")
+    return f'<div class="wb-static">{"".join(body)}</div>'
+
+
+def dashboard_text(store: Store, curves: Curves) -> str:
+    """The dashboard for a terminal: a line a metric, first → last, and its course in bars."""
+    head = headline(store)
+    parts = [head["name"], head["method"], progress(head), head["status"], head["left"]]
+    lines = [" · ".join(part for part in parts if part)]
+    if head["note"]:
+        lines.append(head["note"])
+    charts = [chart for chart in arrange(head["method"], curves.names) if chart.names]
+    if not charts:
+        lines.append("No metrics yet.")
+    width = max([min(len(visible(n)), 34) for c in charts if c.main for n in c.names], default=0)
+    for chart in charts:
+        for name in chart.names if chart.main else ():
+            value = changed(*last_values(curves, name))
+            lines.append(f"  {one_line(name, 33):{width}}  {sparkline(curves.main(name)[1]):32}  {value}")
+    lines += [f"  step {e['step']}: {one_line(e['text'], 90)}" for e in curves.events[-5:]]
+    return "\n".join(lines)
+
+
+def table_html(headings: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> str:
+    """A table as HTML without script; `rows` hold visible text."""
+    if not total:
+        return '<div class="wb-static">No rollouts.</div>'
+    head = "".join(f'<th style="text-align: left">{escape(one_line(name, 60))}</th>' for name in headings)
+    body = "".join(
+        "<tr>" + "".join(f'<td style="text-align: left; vertical-align: top"><bdi>{escape(cell)}</bdi></td>' for cell in row) + "</tr>"
+        for row in rows
+    )
+    more = f"<div>{len(rows)} of {total:,} rollouts.</div>" if total > len(rows) else ""
+    return f'<div class="wb-static"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}</div>'
+
+
+def table_text(headings: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> str:
+    """The same for a terminal, in columns."""
+    if not total:
+        return "No rollouts."
+    cells = [[one_line(cell, 40) for cell in row] for row in [headings, *rows]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headings))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+    return "\n".join([*lines, f"{len(rows)} of {total:,} rollouts."])

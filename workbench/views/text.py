@@ -1,0 +1,94 @@
+"""Untrusted text made safe to look at, numbers and times for people, curves as one line of text."""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Sequence
+
+_BARS = "▁▂▃▄▅▆▇█"
+
+# Characters that act without being seen: control, format (zero width, direction, tags), filler and surrogate code
+# points, line and paragraph separators. New line and tab are left; so are the few format characters that have a
+# picture of their own (Arabic number signs), and variation selectors, which emoji are full of.
+_HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
+)
+
+
+def _sign(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return chr(0x2400 + code)  # the control pictures: ␀ ␛ ␍ ...
+    if code == 0x7F:
+        return "␡"
+    if 0xD800 <= code <= 0xDFFF:
+        return "\ufffd"
+    return f"⟨U+{code:04X}⟩"
+
+
+def visible(value: object) -> str:
+    """`value` as text in which nothing hides: control, zero-width and direction characters stand as signs.
+
+    New lines and tabs stay as they are; half a surrogate pair becomes U+FFFD.
+    """
+    text = value if isinstance(value, str) else str(value)
+    return text if text.isascii() and text.isprintable() else _HIDDEN.sub(_sign, text)
+
+
+def escape(value: object) -> str:
+    """`value` as visible text inside HTML, in an element or in a quoted attribute."""
+    return html.escape(visible(value), quote=True)
+
+
+def one_line(value: object, limit: int) -> str:
+    """Visible text on one line (new lines as ↵), cut at `limit` characters with an ellipsis."""
+    text = value if isinstance(value, str) else str(value)
+    cut = len(text) > limit
+    text = visible(text[:limit]).replace("\n", "↵").replace("\t", "⇥")
+    return text + "…" if cut else text
+
+
+def number(value: float | None) -> str:
+    """Four significant digits; whole numbers whole; 'NaN' as itself and None as a dash."""
+    if value is None:
+        return "–"
+    value = float(value)
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == int(value) and abs(value) < 1e7:
+        return str(int(value)).replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """'12 s', '3 min 05 s', '2 h 10 min'."""
+    seconds = max(0.0, seconds)
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def sparkline(values: Sequence[float], width: int = 32) -> str:
+    """The values as bars of eight heights, averaged into at most `width` columns; '·' where there is no number."""
+    n = len(values)
+    columns = min(n, width)
+    means = []
+    for i in range(columns):
+        part = [v for v in values[i * n // columns : (i + 1) * n // columns] if math.isfinite(v)]
+        means.append(sum(part) / len(part) if part else math.nan)
+    known = [v for v in means if not math.isnan(v)]
+    if not known:
+        return "·" * columns
+    low, span = min(known), max(known) - min(known)
+    level = [math.nan if math.isnan(v) else (v - low) / span if span else 0.5 for v in means]
+    return "".join("·" if math.isnan(v) else _BARS[min(7, int(v * 8))] for v in level)
