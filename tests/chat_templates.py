@@ -13,6 +13,9 @@ import functools
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from workbench import tokenise
+from workbench.rows import rows
+
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}"
     "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + (m['content'] | trim) + '<|eot_id|>' }}"
@@ -179,3 +182,40 @@ def _trained(special: tuple[str, ...], start: str | None) -> str:
             single=f"{start} $A", special_tokens=[(start, made.token_to_id(start))]
         )
     return made.to_str()
+
+
+# What tests of masks share
+
+STOPS = {family: parts[-1] for family, parts in FAMILIES.items()}
+BEFORE = dict.fromkeys(FAMILIES, "") | {"qwen3": "<think>\n\n</think>\n\n", "mistral": " "}
+"""what a template writes between the generation prompt and an answer that does not think"""
+AFTER = dict.fromkeys(FAMILIES, "") | {
+    "qwen2.5": "\n",
+    "qwen3": "\n",
+    "gemma3": "\n",
+    "phi3": "\n<|endoftext|>",
+}
+"""what a template writes after the stop token: TRL trains it, we do not"""
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text, **more):
+    return {"role": "assistant", "content": text, **more}
+
+
+def trained(made, tok, item=0):
+    """The decoded tokens that the mask lets through."""
+    example = made.items[item]
+    assert len(example.ids) == len(example.mask) == len(example.weight)
+    return tok.decode([token for token, bit in zip(example.ids, example.mask, strict=True) if bit])
+
+
+def fit(row, tok, **settings):
+    return tokenise.fit_rows(rows(row if isinstance(row, list) else [row]), tok, **settings)

@@ -132,6 +132,8 @@ def test_inverse_cdf_by_hand():
     assert tokens.tolist() == [0, 0, 2, 2, 3, 3]
     last_impossible = torch.tensor([0.5, 0.5, 0.0]).log().expand(1, -1)
     assert draw(last_impossible, uniform[-1:], Sampling())[0].tolist() == [1]
+    first_impossible = torch.tensor([0.0, 0.5, 0.5]).log().expand(1, -1)
+    assert draw(first_impossible, uniform[:1], Sampling())[0].tolist() == [1]
 
 
 def test_truncation_equals_transformers():

@@ -79,8 +79,10 @@ class Engine:
     def begin(self, meta: dict[str, Any], rows: dict[str, list[dict]]) -> None:
         """Write step 0 (for a fork: the step it starts from), and only then give the store its name."""
         self._hold()
+        if not self.snapshots.reference.exists():
+            State(self.state.params).save(self.snapshots.reference)
         started = time.perf_counter()
-        metrics = self._evaluate(self.live, self.state.step) if self.first is None else self.first
+        metrics = self._evaluate(self.live) if self.first is None else self.first
         store = Store.create(self.folder, meta)
         for name, items in rows.items():
             store.add_rows(name, items)
@@ -93,8 +95,6 @@ class Engine:
             plan={},
             threads=torch.get_num_threads(),
         )
-        if not self.snapshots.reference.exists():
-            State(self.state.params).save(self.snapshots.reference)
         self.snapshots.save(self.state, 0)
         store.publish()
         self.store = store
@@ -137,7 +137,7 @@ class Engine:
             worker.check()
             step = next(self._steps(live))
             if live.eval_data is not None and settings_of.evaluation_due(live.settings, step.index):
-                step.metrics |= self._evaluate(live, step.index)
+                step.metrics |= self._evaluate(live)
             step.seconds = time.perf_counter() - started
             worker.check()
             self._commit(step)
@@ -189,7 +189,7 @@ class Engine:
         if self.store is not None:
             self._install(self.restore(self.state.step))
 
-    def _evaluate(self, live: Live, step: int) -> dict[str, float]:
+    def _evaluate(self, live: Live) -> dict[str, float]:
         if live.eval_data is None:
             return {}
         context = self._context_for(live)

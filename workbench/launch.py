@@ -250,14 +250,8 @@ def _resume(folder: Path, rewards: Any, policy: Policy | None) -> Run:
     method = methods.get(meta["method"])
     policy = policy or from_description(meta["policy"])
     settings = settings_of.make(method.name, _known(method.name, meta["settings"]))
-    spec = dict(meta["data"])
-    now = reader.events(None)
-    rewarded = [event["rewards"][1] for event in now.loc[now["kind"] == "set", "payload"] if "rewards" in event]
-    if rewarded:
-        spec["task"] = spec["task"] | {"rewards": rewarded[-1]}
-        names = [entry["name"] for entry in rewarded[-1]]
-        spec["task"]["verdict"] = spec["task"]["verdict"] if spec["task"]["verdict"] in names else names[0]
-    source = _unspec(spec, reader.rows("train"), rewards)
+    tasks = _Tasks(meta["data"], reader, rewards)
+    source = tasks.now()
     held_out = None
     if meta["eval"] is not None:
         held_out = _unspec(meta["eval"], reader.rows("eval"), None if rewards is None else _for(meta["eval"], rewards))
@@ -268,7 +262,7 @@ def _resume(folder: Path, rewards: Any, policy: Policy | None) -> Run:
     engine.store = Store(folder, write=True)
     engine.branch = engine.store.branch
     engine.store.set_meta(writer=_writer(), status="paused")
-    engine.changes += _stored_changes(engine, live)
+    engine.changes = tasks.changes(engine, live)
     _check_fits(engine)
     engine.spent = float(engine.store.steps().query("step > 0")["seconds"].sum())
     last = engine.store.last_step(engine.branch)
@@ -293,20 +287,57 @@ def _for(spec: dict[str, Any], rewards: Any) -> Any:
     return {name: fn for name, fn in given.items() if name in names}
 
 
-def _stored_changes(engine: Engine, live: Live) -> list[Change]:
-    """The changes that stand in the store, oldest first. Reward functions of before the last change are missing."""
-    made, settings = [], live.settings
-    events = engine.store.events("all")
-    sets = events[events["kind"] == "set"]
-    current = [entry["name"] for entry in live.data.task.spec()["rewards"]] if isinstance(live.data, Prompts) else []
-    for event in sets.itertuples():
-        settings = settings_of.make(
-            engine.method.name, _known(engine.method.name, engine.store.settings(event.step, event.branch)), base=settings
-        )
-        rewards = [entry["name"] for entry in event.payload["rewards"][1]] if "rewards" in event.payload else current
-        missing = tuple(rewards) if rewards != current else ()
-        made.append(Change(event.branch, event.step, replace(live, settings=settings, missing=missing)))
-    return made
+class _Tasks:
+    """The tasks a run had over time: its reward functions may have been changed by `set`."""
+
+    def __init__(self, spec: dict[str, Any], store: Store, given: Any):
+        self.spec, self.given = spec, given
+        self.rows = store.rows("train")
+        self.current = spec["task"]["rewards"] if spec["kind"] == "task" else None
+        events = store.events(None)
+        for event in events.loc[events["kind"] == "set", "payload"]:
+            self.current = event["rewards"][1] if "rewards" in event else self.current
+
+    def now(self) -> Rows | Task:
+        """What the next step runs on. Raises RunError naming reward functions that are not to be had."""
+        return self._rebuild(self.current, self.given)
+
+    def _rebuild(self, entries: list[dict] | None, given: Any) -> Rows | Task:
+        if entries is None:
+            return read_rows(self.rows)
+        names = [entry["name"] for entry in entries]
+        task = self.spec["task"] | {"rewards": entries}
+        task["verdict"] = task["verdict"] if task["verdict"] in names else names[0]
+        return rebuild(task, self.rows, given)
+
+    def _live(self, live: Live, entries: list[dict] | None) -> Live:
+        """`live` with the task of `entries`; where its functions are not to be had they are named as missing."""
+        if entries is None or entries == self.current:
+            return live
+        try:
+            return replace(live, data=replace(live.data, task=self._rebuild(entries, None)))
+        except RunError:
+            return replace(live, missing=tuple(entry["name"] for entry in entries))
+
+    def changes(self, engine: Engine, live: Live) -> list[Change]:
+        """The run's changes as they stand in the store, oldest first; `live` is what runs now."""
+        name, first = engine.method.name, self.spec["task"]["rewards"] if self.current is not None else None
+        made = [Change(0, 0, self._live(live, first))]
+        events = engine.store.events("all")
+        for event in events[events["kind"] == "set"].itertuples():
+            stored = engine.store.settings(event.step, event.branch)
+            settings = settings_of.make(name, _known(name, stored), base=live.settings)
+            entries = _rewards_at(engine.store, event.step, event.branch, first)
+            made.append(Change(event.branch, event.step, self._live(replace(live, settings=settings), entries)))
+        return made
+
+
+def _rewards_at(store: Store, step: int, branch: int, first: list[dict] | None) -> list[dict] | None:
+    """The reward functions (as stored) of step `step` on the line to `branch`."""
+    events = store.events(branch)
+    for event in events[(events["kind"] == "set") & (events["step"] <= step)]["payload"]:
+        first = event["rewards"][1] if "rewards" in event else first
+    return first
 
 
 def _check_fits(engine: Engine) -> None:

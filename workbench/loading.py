@@ -133,8 +133,8 @@ def load_parts(
 def quiet() -> Iterator[None]:
     """Keeps to itself what transformers, peft and bitsandbytes say that a user can do nothing about.
 
-    That is progress bars over weights already on disk, a missing optional kernel, and peft's use of a name that
-    transformers is renaming.
+    That is progress bars over weights already on disk, a missing optional kernel, and peft's use of a name
+    that transformers is renaming.
     """
     from transformers.utils import logging as transformers_logging
 

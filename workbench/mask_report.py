@@ -69,7 +69,10 @@ class MaskReport:
                 ", ..." if problem.count > len(problem.first) else ""
             )
             detail = f" ({problem.detail})" if problem.detail else ""
-            lines.append(f"{problem.count} rows: {PROBLEMS[problem.name]}{detail}. Rows {rows}")
+            many = "row" if problem.count == 1 else "rows"
+            lines.append(
+                f"{problem.count} {many}: {PROBLEMS[problem.name]}{detail}. {many.capitalize()} {rows}"
+            )
         return [*lines, *self.notes]
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench import adapters, keys, scoring
+from workbench import adapters, keys, scoring, worker
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.loading import Loaded, load_parts, quiet
 from workbench.sampling import decoder
@@ -28,6 +28,7 @@ SCORE_TOKENS = 16384
 """tokens of a batch of `score`, padding included"""
 
 
+@worker.on_worker
 def load(
     path_or_id: str | Path,
     quantize: str | None = None,
@@ -137,6 +138,7 @@ class Policy:
     # ------------------------------------------------------------------ weights
 
     @quiet()
+    @worker.on_worker
     def attach(self, config: adapters.LoRA | Any) -> Policy:
         """Puts an adapter on the model: `wb.LoRA(...)` or any `peft.PeftConfig`. Only the adapter trains
         then.
@@ -232,6 +234,7 @@ class Policy:
         finally:
             self.hold(before, name)
 
+    @worker.on_worker
     def reset(self) -> Policy:
         """Back to the weights of `load` or `attach`; no run is touched. Returns the policy."""
         if self._start:
@@ -247,19 +250,22 @@ class Policy:
         *,
         temperature: float = 1.0,
         entropy: bool = True,
+        entropy_grad: bool = True,
     ) -> TokenScores:
         """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
 
         Results are (B, T) with T the longest scored part, differentiable unless under `torch.no_grad()`; see
-        `scoring.TokenScores`. `temperature` divides the logits. Raises DataError for a start below 1.
+        `scoring.TokenScores`. `temperature` divides the logits. Without `entropy_grad` the entropy is a number to
+        look at, which spares its graph. Raises DataError for a start below 1.
         """
         batch = scoring.layout(sequences, starts, self.filler, self.device)
-        return scoring.score(self._logits, batch, temperature, entropy)
+        return scoring.score(self._logits, batch, temperature, entropy, entropy_grad)
 
     def _logits(self, ids: Tensor, keep: int) -> Tensor:
         # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
         return decoder.last_logits(self.model, keep, input_ids=ids, use_cache=False)[0]
 
+    @worker.on_worker
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], temperature: float = 1.0) -> Scores:
         """Log-prob and entropy of each completion's tokens after its prompt, without gradients.
 
@@ -324,6 +330,7 @@ class Policy:
 
     # ------------------------------------------------------------------ sampling
 
+    @worker.on_worker
     def sample(
         self,
         prompts: Sequence[Any] | str,
@@ -358,6 +365,7 @@ class Policy:
             top_p=top_p,
             top_k=top_k,
             keys=row_keys,
+            check=worker.check,
         )
         rollouts.prompt = [prompt for prompt in prompts for _ in range(n)]
         return rollouts
@@ -440,6 +448,7 @@ class Policy:
     # ------------------------------------------------------------------ saving
 
     @quiet()
+    @worker.on_worker
     def save(self, folder: str | Path) -> Path:
         """Writes the adapter in PEFT's format (or the whole model, if it has none) and the tokenizer. Returns
         the path.
@@ -452,6 +461,7 @@ class Policy:
         return export.save(self, folder)
 
     @quiet()
+    @worker.on_worker
     def export(self, folder: str | Path, probes: Sequence[str] | None = None):
         """Writes one plain transformers model with the adapter merged in, then loads it and compares.
 

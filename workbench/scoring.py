@@ -110,12 +110,17 @@ def layout(
 
 
 def statistics(
-    logits: Tensor, target: Tensor, temperature: float = 1.0, entropy: bool = True
+    logits: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    entropy: bool = True,
+    entropy_grad: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Log-probability of `target`, entropy of the distribution, and whether the target is its top: each (N,).
 
     `logits` (N, V) are divided by `temperature` (0 counts as 1: a greedy choice has no distribution of its
-    own) and normalised in float32, or in float64 if they are float64. Differentiable in the first two.
+    own) and normalised in float32, or in float64 if they are float64. Differentiable in the first, and with
+    `entropy_grad` in the second.
     """
     z = logits if logits.dtype == torch.float64 else logits.float()  # (N, V)
     if temperature not in (0, 1):
@@ -124,13 +129,18 @@ def statistics(
     logprob = z.gather(-1, target[:, None])[:, 0] - normaliser
     spread = None
     if entropy:
-        logp = z - normaliser[:, None]  # (N, V)
-        spread = -(logp.exp() * logp).sum(-1)
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            logp = z - normaliser[:, None]  # (N, V)
+            spread = -(logp.exp() * logp).sum(-1)
     return logprob, spread, z.detach().argmax(-1) == target
 
 
 def score(
-    forward: Callable[[Tensor, int], Tensor], batch: Layout, temperature: float = 1.0, entropy: bool = True
+    forward: Callable[[Tensor, int], Tensor],
+    batch: Layout,
+    temperature: float = 1.0,
+    entropy: bool = True,
+    entropy_grad: bool = True,
 ) -> TokenScores:
     """Scores of a batch; `forward(ids (B, L), keep)` gives the logits (B, keep, V) of the last `keep`
     positions.
@@ -143,7 +153,7 @@ def score(
         batch.row.split(size), batch.position.split(size), batch.target.split(size), strict=True
     ):
         if logits is not None:
-            parts.append(statistics(logits[rows, position - batch.first], target, temperature, entropy))
+            parts.append(statistics(logits[rows, position - batch.first], target, temperature, entropy, entropy_grad))
 
     def spread(values: list[Tensor], kind: torch.dtype) -> Tensor:
         out = torch.zeros(batch.mask.shape, dtype=kind, device=batch.mask.device)  # (B, T)

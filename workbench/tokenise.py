@@ -124,8 +124,7 @@ def encode_segments(
     max_length: int | None = 1024,
     truncation: Literal["keep_start", "keep_end"] = "keep_start",
 ) -> Examples:
-    """Rows given as segments, each trained or not and with its weight: for transforms of rows that choose the
-    mask.
+    """Rows given as segments, each trained or not, with its weight: for transforms that choose the mask.
 
     The texts of a row's segments, joined, are tokenised at once; `add_special_tokens` as in transformers
     (True for plain text, False for text from a chat template). Nothing is appended: the stop token is the

@@ -133,7 +133,7 @@ def gradients(
             check()
             part = batch.take(rows)
             with (seeded(key(dropout_key, number), policy.device) if dropout else nullcontext()), torch.set_grad_enabled(grad):
-                scores = policy.token_scores(part.sequences, part.starts, temperature=temperature)
+                scores = policy.token_scores(part.sequences, part.starts, temperature=temperature, entropy_grad=False)
                 part_loss, metrics = objective(scores, columns_of(part, scores.logprob), totals)
                 if grad:
                     part_loss.backward()

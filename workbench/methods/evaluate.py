@@ -37,7 +37,7 @@ def evaluate_task(ctx: Context, prepared) -> dict[str, float]:
     for first in range(0, len(rows), per_chunk):
         chunk = [(row, 0) for row in rows[first : first + per_chunk]]
         made = sample(ctx, prepared, chunk, n, ("eval",))
-        score(task, made)
+        score(ctx, task, made)
         rollouts.append(made)
     reward = np.concatenate([made.reward for made in rollouts])  # (rows * n,)
     verdict = np.concatenate([made.rewards[task.verdict] for made in rollouts])
@@ -81,8 +81,9 @@ def sample(ctx: Context, prepared, drawn: list[tuple[int, int]], n: int, purpose
     return rollouts
 
 
-def score(task, rollouts: Rollouts) -> rewards.RewardTable:
-    """Fill in `rewards` and `reward`. Raises RewardError, naming function and row."""
-    table = task.score(rollouts.prompt, rollouts.text, rollouts.ids, rollouts.columns)
+def score(ctx: Context, task, rollouts: Rollouts, step: int = 0) -> rewards.RewardTable:
+    """Fill in `rewards` and `reward`; `step` is how many are done. Raises RewardError, naming function and row."""
+    progress = rewards.TrainerState(global_step=step, max_steps=ctx.settings.steps)
+    table = task.score(rollouts.prompt, rollouts.text, rollouts.ids, rollouts.columns, progress)
     rollouts.rewards, rollouts.reward = table.parts, table.total
     return table

@@ -54,8 +54,8 @@ def loop(state: State, ctx: Context) -> Iterator[Step]:
             drawn = ctx.draw(index, ctx.settings.prompts_per_step, len(ctx.data.prompts))
             rollouts = sample(ctx, ctx.data, drawn, ctx.settings.group_size, (index,))
             ctx.check()
-            logged = score(ctx.data.task, rollouts).logged_metrics
-        metrics = compare(rollouts, ctx.settings) | logged
+            logged = score(ctx, ctx.data.task, rollouts, state.step).logged_metrics
+        metrics = logged | compare(rollouts, ctx.settings)
         metrics["num_tokens"] = count_tokens(state, rollouts.prompt_ids + rollouts.ids)
         yield Step(index, metrics | train(state, ctx, rollouts, index), rollouts)
 

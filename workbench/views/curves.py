@@ -231,7 +231,7 @@ def _change(value: Any) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
-    return ", ".join(map(_short, value)) if isinstance(value, list) else str(value)
+    return f"[{', '.join(map(_short, value))}]" if isinstance(value, list) else str(value)
 
 
 def headline(store: Store) -> dict[str, Any]:

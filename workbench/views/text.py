@@ -63,7 +63,8 @@ def number(value: float | None) -> str:
         return "∞" if value > 0 else "−∞"
     if value == int(value) and abs(value) < 1e7:
         return str(int(value)).replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")
+    digits, e, power = f"{value:.4g}".partition("e")
+    return digits.replace("-", "−") + e + (str(int(power)) if e else "")
 
 
 def duration(seconds: float) -> str:

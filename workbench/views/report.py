@@ -1,0 +1,252 @@
+"""A run as one HTML file, to hand to somebody without Jupyter: it opens offline and asks nobody for anything.
+
+The file forbids itself the network and every script but its own by a content security policy that names those scripts by
+hash. Model text is data in a script tag that is not executed, and reaches the page by textContent.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.errors import StoreError
+from workbench.store import Store
+from workbench.views.curves import Curves, arrange, changed, headline, last_values, progress
+from workbench.views.picture import figure
+from workbench.views.rollouts import whole
+from workbench.views.text import duration, escape, number, one_line, visible
+
+HERE = Path(__file__).parent
+HEADLINES = {
+    "grpo": (("eval/accuracy", "Held-out accuracy"), ("reward", "Reward")),
+    "dpo": (("eval/rewards/accuracies", "Held-out pairs ranked right"), ("rewards/accuracies", "Pairs ranked right")),
+    "sft": (("eval/loss", "Held-out loss"), ("loss", "Loss")),
+}
+
+
+def write_report(store: Store, path: str | os.PathLike, *, sample: int = 200) -> Path:
+    """Write the run's header, curves, final metrics, events and a sample of its rollouts; returns the file's path.
+
+    `sample`: at most so many rollouts, evenly spread over those of this branch. Raises StoreError when the file cannot
+    be written; a file that is there is replaced only by a whole one.
+    """
+    path = Path(path)
+    curves = Curves(store)
+    curves.refresh()
+    new = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new.write_text(_page(store, curves, sample), encoding="utf-8")
+        os.replace(new, path)
+    except OSError as error:
+        new.unlink(missing_ok=True)
+        raise StoreError(f"The report cannot be written to {path}: {error.strerror or error}.") from error
+    return path
+
+
+def _page(store: Store, curves: Curves, sample: int) -> str:
+    from plotly.offline import get_plotlyjs
+
+    head = headline(store)
+    charts = [chart for chart in arrange(head["method"], curves.names) if chart.names]
+    own = f'"use strict";\n{_js("charts.js")}\n{_js("report.js")}'
+    scripts = [in_script(get_plotlyjs()), in_script(own)] if charts else [in_script(own)]
+    hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    rollouts, total = _sample(store, sample)
+    data = {"charts": [c.to_dict() for c in charts], "curves": _curves_data(curves), "rollouts": rollouts}
+    style = _js("common.css") + _js("dashboard.css") + _js("report.css")
+    body = [
+        _header(store, head),
+        _tiles(store, curves, head),
+        _section("Curves", _curves_html(charts, curves)),
+        _section("Metrics", _metrics_html(curves)),
+        _section("Events", _events_html(curves)),
+        _section("Rollouts", _rollouts_html(len(rollouts), total)),
+        _section("Settings", _settings_html(store)),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(head['name'])} · {escape(head['method'])}</title>\n<style>{style}</style>\n</head>\n"
+        f'<body><main class="wb wb-report">\n{"".join(body)}\n</main>\n'
+        f'<script type="application/json" id="wb-data">{in_json(data)}</script>\n'
+        + "".join(f"<script>{script}</script>\n" for script in scripts)
+        + "</body>\n</html>\n"
+    )
+
+
+def in_json(value: Any) -> str:
+    """`value` as JSON that cannot end the script tag it stands in, whatever text is in it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def in_script(source: str) -> str:
+    """Our own JavaScript as it may stand in a script tag: no text in it ends the tag."""
+    return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+
+
+def _js(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")
+
+
+def _section(title: str, inner: str) -> str:
+    return f'<section class="wb-section"><h2>{escape(title)}</h2>{inner}</section>\n' if inner else ""
+
+
+def _header(store: Store, head: dict[str, Any]) -> str:
+    created = store.get("created")
+    spent = store.query("SELECT COALESCE(SUM(seconds), 0), MAX(created) FROM steps")[0]
+    facts = [
+        ("method", head["method"].upper()),
+        ("model", _model(store.get("policy"))),
+        ("progress", progress(head)),
+        ("status", head["status"]),
+        ("begun", _moment(created)),
+        ("last step", _moment(spent[1])),
+        ("time in steps", duration(spent[0])),
+    ]
+    pairs = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(said)}</dd></div>" for name, said in facts if said)
+    note = f'<p class="wb-note">{escape(head["note"])}</p>' if head["note"] else ""
+    return f'<header><h1><bdi>{escape(head["name"])}</bdi></h1><dl class="wb-facts">{pairs}</dl>{note}</header>\n'
+
+
+def _moment(seconds: Any) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds)) if isinstance(seconds, (int, float)) else ""
+
+
+def _model(policy: Any) -> str:
+    """The model's name, from whatever the policy says of itself."""
+    if not isinstance(policy, dict):
+        return "" if policy is None else str(policy)
+    for name in ("model", "path", "name", "id"):
+        if isinstance(policy.get(name), str):
+            return Path(policy[name]).name if os.sep in policy[name] and Path(policy[name]).is_absolute() else policy[name]
+    return ""
+
+
+def _tiles(store: Store, curves: Curves, head: dict[str, Any]) -> str:
+    """The numbers to read first, before and after."""
+    tiles = []
+    for name, title in HEADLINES.get(store.get("method", ""), ()):
+        first, last = last_values(curves, name)
+        if first is not None:
+            steps = curves.main(name)[0]
+            when = f"step {steps[0]:.0f} → {steps[-1]:.0f}" if len(steps) > 1 else f"step {steps[0]:.0f}"
+            tiles.append((title, changed(first, last), when))
+    tiles += [("Steps", f"{max(head['step'], 0)}" + (f" of {head['steps']}" if head["steps"] else ""), head["status"])]
+    inner = "".join(
+        f'<div class="wb-tile"><div>{escape(title)}</div><b>{escape(value)}</b><small>{escape(when)}</small></div>'
+        for title, value, when in tiles
+    )
+    return f'<div class="wb-tiles">{inner}</div>\n'
+
+
+def _curves_html(charts: list, curves: Curves) -> str:
+    if not charts:
+        return "<p>The run has no metrics yet.</p>"
+    still = "".join(figure(chart, curves) for chart in charts if chart.main)
+    return f'<div id="wb-charts"></div><noscript>{still}</noscript>'
+
+
+def _curves_data(curves: Curves) -> dict[str, Any]:
+    return {
+        "line": [[branch, min(limit, 2**52)] for branch, limit in curves.line],
+        "events": [{"step": event["step"], "text": event["text"]} for event in curves.events],
+        "pieces": [
+            {"name": name, "branch": branch, "x": steps.tolist(), "y": [_plain(v) for v in values.tolist()]}
+            for name, branch, steps, values in curves.everything()
+        ],
+    }
+
+
+def _plain(value: float) -> float | str:
+    """JSON has no word for a number that is none."""
+    return value if math.isfinite(value) else str(value)
+
+
+def _metrics_html(curves: Curves) -> str:
+    rows = []
+    for name in sorted(curves.names):
+        steps, values = curves.main(name)
+        known = values[np.isfinite(values)]
+        if len(values):
+            cells = [number(values[0]), number(values[-1]), *(number(f(known)) if len(known) else "–" for f in (np.min, np.max))]
+            cells.append(f"{steps[-1]:.0f}")
+            rows.append(f"<tr><td><bdi>{escape(one_line(name, 100))}</bdi></td>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>")
+    if not rows:
+        return ""
+    head = "".join(f"<th>{title}</th>" for title in ("metric", "first", "last", "lowest", "highest", "last at step"))
+    return f'<div class="wb-scroll"><table class="wb-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _events_html(curves: Curves) -> str:
+    rows = "".join(
+        f"<tr><td>{event['step']}</td><td>{escape(_moment(event['created']))}</td><td>{escape(event['kind'])}</td>"
+        f'<td class="wb-text"><bdi>{escape(event["text"])}</bdi></td></tr>'
+        for event in curves.events
+    )
+    head = "<tr><th>step</th><th>when</th><th>kind</th><th>what</th></tr>"
+    return f'<div class="wb-scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>' if rows else ""
+
+
+def _settings_html(store: Store) -> str:
+    groups = [("run", store.settings()), ("policy", store.get("policy")), ("data", store.get("data")), ("versions", store.get("versions"))]
+    rows = []
+    for title, values in groups:
+        for name, value in (values.items() if isinstance(values, dict) else ()):
+            said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            rows.append(f"<tr><td>{escape(title)}</td><td>{escape(name)}</td><td class='wb-text'>{escape(one_line(said, 400))}</td></tr>")
+    if not rows:
+        return ""
+    head = "<tr><th>of</th><th>name</th><th>value (of the next step)</th></tr>"
+    return f'<details><summary>{len(rows)} settings</summary><div class="wb-scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div></details>'
+
+
+def _sample(store: Store, most: int) -> tuple[list[dict[str, Any]], int]:
+    """At most `most` rollouts, evenly spread over all of this branch, and how many there are."""
+    line = store.path_to()
+    on_path = " OR ".join(["(branch = ? AND step <= ?)"] * len(line))
+    ids = [i for (i,) in store.query(f"SELECT id FROM rollouts WHERE {on_path} ORDER BY step, id", [v for pair in line for v in pair])]
+    if len(ids) > most:
+        ids = [ids[i] for i in np.linspace(0, len(ids) - 1, max(most, 1)).round().astype(int)][:most]
+    if not ids:
+        return [], 0
+    frame = store.rollouts(where=f"id IN ({', '.join(map(str, ids))})")
+    parts = [name for name in frame if str(name).startswith("rewards/")]
+    total = store.query(f"SELECT COUNT(*) FROM rollouts WHERE {on_path}", [v for pair in line for v in pair])[0][0]
+    return [_rollout(row, parts) for row in frame.to_dict("records")], total
+
+
+def _rollout(row: dict[str, Any], parts: list[str]) -> dict[str, Any]:
+    facts = {"group": row["group_id"], **{p: row[p] for p in parts}, "finish": row["finish_reason"], "tokens": row["n_tokens"]}
+    return {
+        "step": int(row["step"]),
+        "prompt": whole(row["prompt"]),
+        "completion": whole(row["completion"]),
+        "reward": _plain(row["reward"]),
+        "advantage": _plain(row["advantage"]),
+        "facts": [[one_line(name, 60), whole(value)] for name, value in facts.items()],
+    }
+
+
+def _rollouts_html(shown: int, total: int) -> str:
+    if not total:
+        return ""
+    some = f"{shown} of {total:,}, evenly spread over the run" if shown < total else f"all {total:,}"
+    return (
+        f'<p>{escape(some)}.</p><div class="wb-tools" id="wb-tools"></div><div id="wb-rollouts"></div>'
+        "<noscript><p>Browsing them needs the scripts of this file to run.</p></noscript>"
+    )
