@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, proce
 from transformers import PreTrainedTokenizerFast
 
 from workbench import tokenise
-from workbench.rows import rows
+from workbench.data import rows
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}"

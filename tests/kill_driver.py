@@ -20,7 +20,9 @@ import workbench as wb
 from tests.models import noisy_adapter
 from tests.runs import letters, rows_for
 
-SETTINGS = dict(steps=50, lr=1e-2, prompts_per_step=3, group_size=4, max_new_tokens=8, beta=0.05, num_iterations=2, snapshot_steps=7)
+SETTINGS = dict(
+    steps=50, lr=1e-2, prompts_per_step=3, group_size=4, max_new_tokens=8, beta=0.05, num_iterations=2, snapshot_steps=7
+)
 
 
 def new_run(folder: Path, name: str):

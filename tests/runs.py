@@ -15,7 +15,10 @@ def rows_for(method: str, n: int = 12) -> list[dict]:
     if method == "sft":
         return [{"prompt": f"Say {i}:", "completion": f" {WORDS[i % 10]} {i}"} for i in range(n)]
     if method == "dpo":
-        return [{"prompt": f"Say {i}:", "chosen": f" {WORDS[i % 10]}", "rejected": f" {WORDS[(i + 3) % 10]}!"} for i in range(n)]
+        return [
+            {"prompt": f"Say {i}:", "chosen": f" {WORDS[i % 10]}", "rejected": f" {WORDS[(i + 3) % 10]}!"}
+            for i in range(n)
+        ]
     return [{"prompt": f"Say {i}:", "answer": i} for i in range(n)]
 
 

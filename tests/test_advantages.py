@@ -13,7 +13,8 @@ NAN = float("nan")
 
 
 def advantages(reward: list[float], group: list[int] | None = None, scale: str = "group"):
-    made, spread = group_relative(torch.tensor(reward, dtype=torch.float64), group or [0] * len(reward), scale)
+    values = torch.tensor(reward, dtype=torch.float64)
+    made, spread = group_relative(values, group or [0] * len(reward), scale)
     return made.tolist(), spread.tolist()
 
 

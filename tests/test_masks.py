@@ -6,8 +6,8 @@ import pytest
 from chat_templates import AFTER, BEFORE, FAMILIES, STOPS, assistant, fit, system, tokenizer, trained, user
 
 from workbench import tokenise
+from workbench.data import rows
 from workbench.errors import DataError, SettingError
-from workbench.rows import rows
 from workbench.templates import Chat, Segment, split_completion, split_turns
 
 # Five families

@@ -9,8 +9,8 @@ import pytest
 from chat_templates import AFTER, BEFORE, FAMILIES, STOPS, assistant, fit, system, tokenizer, trained, user
 
 from workbench import tokenise
+from workbench.data import rows
 from workbench.errors import DataError
-from workbench.rows import rows
 
 
 @pytest.fixture(scope="module")

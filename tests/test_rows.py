@@ -9,8 +9,8 @@ import datasets
 import pandas
 import pytest
 
+from workbench.data import Rows, explicit_prompt, rows
 from workbench.errors import DataError
-from workbench.rows import Rows, explicit_prompt, rows
 
 PAIR = {"prompt": "The sky is", "completion": " blue."}
 TWO = [PAIR, {"prompt": "Grass is", "completion": " green."}]
@@ -410,7 +410,7 @@ def test_lone_surrogates_are_replaced_and_said(tmp_path):
 
 def test_reading_rows_imports_nothing_heavy():
     code = (
-        "import sys; from workbench.rows import rows; import workbench.tokenise; rows([{'text': 'a'}]);"
+        "import sys; from workbench.data import rows; import workbench.tokenise; rows([{'text': 'a'}]);"
         "heavy = ('torch', 'transformers', 'datasets', 'pandas', 'pyarrow');"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -177,17 +177,31 @@ def test_evaluation_differs_by_what_was_learned_only(trained, tmp_path):
     policy = tiny_policy(tmp_path / "model", lora=True)
     held_out = wb.Task(rows_for("grpo", 5), rewards=[letters])
     task = wb.Task(rows_for("grpo"), rewards=[letters])
-    run = wb.grpo(policy, task, steps=2, lr=0.0, prompts_per_step=2, group_size=2, max_new_tokens=4, eval_dataset=held_out, out=tmp_path / "r")
+    run = wb.grpo(
+        policy,
+        task,
+        steps=2,
+        lr=0.0,
+        prompts_per_step=2,
+        group_size=2,
+        max_new_tokens=4,
+        eval_dataset=held_out,
+        out=tmp_path / "r",
+    )
     list(run)
     assert run.metrics["eval/reward"].nunique() == 1
 
 
 def test_supervised_evaluation(policy, tmp_path):
-    run = wb.sft(policy, rows_for("sft"), steps=4, lr=1e-2, eval_dataset=rows_for("sft", 4), eval_steps=2, out=tmp_path / "s")
+    run = wb.sft(
+        policy, rows_for("sft"), steps=4, lr=1e-2, eval_dataset=rows_for("sft", 4), eval_steps=2, out=tmp_path / "s"
+    )
     list(run)
     losses = run.metrics["eval/loss"].dropna()
     assert losses.index.tolist() == [0, 2, 4] and losses[4] < losses[0]
-    pairs = wb.dpo(policy, rows_for("dpo"), steps=2, lr=1e-2, eval_dataset=rows_for("dpo", 4), eval_steps=1, out=tmp_path / "d")
+    pairs = wb.dpo(
+        policy, rows_for("dpo"), steps=2, lr=1e-2, eval_dataset=rows_for("dpo", 4), eval_steps=1, out=tmp_path / "d"
+    )
     list(pairs)
     assert pairs.metrics.loc[0, "eval/loss"] == pytest.approx(np.log(2), abs=1e-6), "the reference is the start"
     assert pairs.metrics.loc[1, "loss"] == pytest.approx(np.log(2), abs=1e-6)
@@ -236,7 +250,9 @@ def test_changes_survive_a_resume_and_missing_rewards_are_named(tmp_path):
 
     policy = tiny_policy(tmp_path / "model", lora=True)
     task = wb.Task(rows_for("grpo"), rewards=[first_reward])
-    run = wb.grpo(policy, task, steps=6, lr=1e-2, prompts_per_step=2, group_size=3, max_new_tokens=4, out=tmp_path / "run")
+    run = wb.grpo(
+        policy, task, steps=6, lr=1e-2, prompts_per_step=2, group_size=3, max_new_tokens=4, out=tmp_path / "run"
+    )
     run.run(2)
 
     def local_reward(completions, **kwargs):

@@ -95,9 +95,7 @@ def test_fork_with_changes_differs_and_says_so(tmp_path):
     fork.run(1)
     run.run(1)
     assert fork.metrics.loc[4, "learning_rate"] == 1e-3 and run.metrics.loc[4, "learning_rate"] == 1e-2
-    assert fork.metrics.loc[4, "loss"] == run.metrics.loc[4, "loss"], (
-        "the batch and the weights before it are the same"
-    )
+    assert fork.metrics.loc[4, "loss"] == run.metrics.loc[4, "loss"], "the batch and the weights before it are the same"
     assert fork.store.settings()["lr"] == 1e-3
 
 
@@ -133,9 +131,7 @@ def test_two_runs_share_a_policy_and_take_turns(tmp_path):
 
 def break_sampling(monkeypatch, run, error):
     original = run.engine.policy.sample_prompts
-    monkeypatch.setattr(
-        run.engine.policy, "sample_prompts", lambda *a, **k: (original(*a, **k), raising(error))[1]
-    )
+    monkeypatch.setattr(run.engine.policy, "sample_prompts", lambda *a, **k: (original(*a, **k), raising(error))[1])
 
 
 def break_reward(monkeypatch, run, error):
@@ -307,10 +303,8 @@ def test_twenty_kills_and_resumes_equal_one_run_never_killed(tmp_path):
     drop = ["id", "branch"]
     assert killed.rollouts().drop(columns=drop).equals(never.rollouts().drop(columns=drop))
     snapshots = [
-        torch.load if False else path
-        for path in sorted((tmp_path / "killed" / "snapshots").glob("*.safetensors"))
+        torch.load if False else path for path in sorted((tmp_path / "killed" / "snapshots").glob("*.safetensors"))
     ]
-    from workbench.state import State
 
     last = snapshots[-2] if snapshots[-1].name.startswith("reference") else snapshots[-1]
     twin = tmp_path / "never" / "snapshots" / last.name
@@ -360,9 +354,7 @@ def test_background_error_is_raised_by_wait_and_the_run_goes_on(tmp_path, capsys
 
     policy = tiny_policy(tmp_path / "model", lora=True)
     task = wb.Task(rows_for("grpo"), rewards=[fails])
-    run = wb.grpo(
-        policy, task, steps=2, prompts_per_step=2, group_size=2, max_new_tokens=3, out=tmp_path / "r"
-    )
+    run = wb.grpo(policy, task, steps=2, prompts_per_step=2, group_size=2, max_new_tokens=3, out=tmp_path / "r")
     run.start()
     with pytest.raises(wb.RewardError, match="fails.*ZeroDivisionError.*seven"):
         run.wait()

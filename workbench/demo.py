@@ -24,7 +24,10 @@ def run_demo(*, out: str | os.PathLike = "runs/demo", seed: int = 0, steps: int 
     held_out = wb.task("sums", size=HELD_OUT, seed=seed, split="test")
     settings = SETTINGS | ({} if steps is None else {"steps": steps})
     run = wb.grpo(policy, train, eval_dataset=held_out, seed=seed, out=out, **settings)
-    print(f"GRPO on {policy.origin.model!r}: {len(train)} sums to train on, {len(held_out)} held out, {settings['steps']} steps.")
+    print(
+        f"GRPO on {policy.origin.model!r}: {len(train)} sums to train on, {len(held_out)} held out,"
+        f" {settings['steps']} steps."
+    )
     print(f"Everything is recorded in {run.folder}.\n")
 
     prompts = [row["prompt"] for row in held_out.rows[:3]]
@@ -55,8 +58,8 @@ def print_line(step: int, metrics, seconds: float) -> None:
         return f"{value:{width}{form}}" if value is not None and value == value else " " * width
 
     print(
-        f"{step:4d} {cell('reward', 7, '.3f')} {cell('eval/accuracy', 9, '.1%')} {cell('frac_reward_zero_std', 12, '.0%')}"
-        f" {cell('entropy', 8, '.3f')} {cell('completions/mean_length', 7, '.1f')} {seconds:8.2f}",
+        f"{step:4d} {cell('reward', 7, '.3f')} {cell('eval/accuracy', 9, '.1%')}"
+        f" {cell('frac_reward_zero_std', 12, '.0%')} {cell('entropy', 8, '.3f')} {cell('completions/mean_length', 7, '.1f')} {seconds:8.2f}",
         flush=True,
     )
 

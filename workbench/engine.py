@@ -55,7 +55,9 @@ class Change:
 class Engine:
     """One run's state and record. `begin` writes step 0; `step` makes the next one."""
 
-    def __init__(self, method: methods.Method, policy, live: Live, folder: Path, state: State, store: Store | None = None):
+    def __init__(
+        self, method: methods.Method, policy, live: Live, folder: Path, state: State, store: Store | None = None
+    ):
         self.method = method
         self.policy = policy
         self.folder = folder

@@ -33,7 +33,10 @@ def claim(out: str | os.PathLike) -> Path:
             raise StoreError(f"out={str(out)!r}: the folder cannot be made ({error.strerror}).") from error
     (folder / "snapshots").mkdir()
     if folder != wanted:
-        print(f"{wanted} exists and is left as it is; this run goes to {folder}. To go on with the old one: wb.resume({str(wanted)!r})")
+        print(
+            f"{wanted} exists and is left as it is; this run goes to {folder}."
+            f" To go on with the old one: wb.resume({str(wanted)!r})"
+        )
     return folder
 
 

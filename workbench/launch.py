@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import folders, methods, worker
 from workbench import settings as settings_of
+from workbench.data import Rows
+from workbench.data import rows as read_rows
 from workbench.engine import Change, Engine, Live
 from workbench.errors import DataError, RunError, SettingError, StoreError, did_you_mean
 from workbench.methods.grpo import Prompts
 from workbench.policy import Policy, from_description
-from workbench.rows import Rows
-from workbench.rows import rows as read_rows
 from workbench.run import Run
 from workbench.state import State, clone
 from workbench.store import Store
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def sft(policy: Policy, rows: Any, *, out: str | os.PathLike = "runs/sft", eval_dataset: Any = None, **settings: Any) -> Run:
+def sft(
+    policy: Policy, rows: Any, *, out: str | os.PathLike = "runs/sft", eval_dataset: Any = None, **settings: Any
+) -> Run:
     """Supervised fine-tuning of `policy` on `rows` (anything `wb.rows` reads).
 
     `eval_dataset`: held-out rows (loss) or a Task (accuracy, pass@k). Settings: see `SFTSettings`; they carry
@@ -42,7 +44,9 @@ def sft(policy: Policy, rows: Any, *, out: str | os.PathLike = "runs/sft", eval_
     return launch("sft", policy, rows, out, eval_dataset, settings)
 
 
-def dpo(policy: Policy, rows: Any, *, out: str | os.PathLike = "runs/dpo", eval_dataset: Any = None, **settings: Any) -> Run:
+def dpo(
+    policy: Policy, rows: Any, *, out: str | os.PathLike = "runs/dpo", eval_dataset: Any = None, **settings: Any
+) -> Run:
     """Direct preference optimisation of `policy` on rows with `chosen` and `rejected`.
 
     The reference is the policy as it is now. `eval_dataset`: held-out pairs (loss and accuracy of the implicit
@@ -51,7 +55,9 @@ def dpo(policy: Policy, rows: Any, *, out: str | os.PathLike = "runs/dpo", eval_
     return launch("dpo", policy, rows, out, eval_dataset, settings)
 
 
-def grpo(policy: Policy, task: Task, *, out: str | os.PathLike = "runs/grpo", eval_dataset: Any = None, **settings: Any) -> Run:
+def grpo(
+    policy: Policy, task: Task, *, out: str | os.PathLike = "runs/grpo", eval_dataset: Any = None, **settings: Any
+) -> Run:
     """Group-relative policy optimisation of `policy` on a Task.
 
     `eval_dataset`: a held-out Task, or rows that are scored by the task's own rewards. Settings: see
@@ -60,22 +66,30 @@ def grpo(policy: Policy, task: Task, *, out: str | os.PathLike = "runs/grpo", ev
     return launch("grpo", policy, task, out, eval_dataset, settings)
 
 
-def launch(name: str, policy: Policy, data: Any, out: str | os.PathLike, eval_dataset: Any, given: dict[str, Any]) -> Run:
+def launch(
+    name: str, policy: Policy, data: Any, out: str | os.PathLike, eval_dataset: Any, given: dict[str, Any]
+) -> Run:
     if not isinstance(policy, Policy):
         raise SettingError(f"wb.{name} trains a policy: wb.{name}(wb.load(...), ...). Got {type(policy).__name__}.")
     method = methods.get(name)
     settings = settings_of.make(name, given)
     if settings.eval_steps is not None and eval_dataset is None:
-        raise SettingError(f"wb.{name}: eval_steps={settings.eval_steps} needs eval_dataset=..., the held-out rows or task.")
+        raise SettingError(
+            f"wb.{name}: eval_steps={settings.eval_steps} needs eval_dataset=..., the held-out rows or task."
+        )
     source = _source(method, data)
     held_out = _held_out(method, eval_dataset, source)
     return worker.call(_launch, method, policy, source, held_out, settings, out)
 
 
-def _launch(method: methods.Method, policy: Policy, source: Rows | Task, held_out: Rows | Task | None, settings, out) -> Run:
+def _launch(
+    method: methods.Method, policy: Policy, source: Rows | Task, held_out: Rows | Task | None, settings, out
+) -> Run:
     if not policy.trainable():
         raise SettingError("Nothing in the policy can be trained. Attach an adapter: policy.attach(wb.LoRA()).")
-    live = Live(settings, _prepare(method, policy, source, settings, "rows"), _prepare_eval(method, policy, held_out, settings))
+    live = Live(
+        settings, _prepare(method, policy, source, settings, "rows"), _prepare_eval(method, policy, held_out, settings)
+    )
     folder = folders.claim(out)
     meta = {
         "name": folder.name,
@@ -117,7 +131,8 @@ def _source(method: methods.Method, data: Any) -> Rows | Task:
     if method.takes == "task":
         if not isinstance(data, Task):
             raise DataError(
-                f"wb.{method.name} needs a Task: wb.Task(rows, rewards=[...]) or wb.task('gsm8k'). Got {type(data).__name__}."
+                f"wb.{method.name} needs a Task: wb.Task(rows, rewards=[...]) or wb.task('gsm8k')."
+                f" Got {type(data).__name__}."
             )
         return data
     if isinstance(data, Task):
@@ -130,7 +145,12 @@ def _held_out(method: methods.Method, data: Any, source: Rows | Task) -> Rows | 
         return data
     held_out = read_rows(data)
     if isinstance(source, Task):
-        return Task(held_out, dict(zip(source.reward_names, source.rewards, strict=True)), source.weights, verdict=source.verdict)
+        return Task(
+            held_out,
+            dict(zip(source.reward_names, source.rewards, strict=True)),
+            source.weights,
+            verdict=source.verdict,
+        )
     return held_out
 
 
@@ -177,7 +197,9 @@ def check_change(engine: Engine, settings: dict[str, Any], rewards: Any, weights
         payload["settings"] = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
         fixed = {"seed", "max_length", "truncation_mode", "assistant_only_loss", "completion_only_loss"}
         if changed := sorted(fixed & payload["settings"].keys()):
-            raise SettingError(f"{', '.join(changed)} cannot change within a run: rows and draws follow from it. Start a new run.")
+            raise SettingError(
+                f"{', '.join(changed)} cannot change within a run: rows and draws follow from it. Start a new run."
+            )
         live = replace(live, settings=made)
     if rewards is not None or weights is not None:
         if not isinstance(live.data, Prompts):
@@ -256,7 +278,9 @@ def _resume(folder: Path, rewards: Any, policy: Policy | None) -> Run:
     if meta["eval"] is not None:
         held_out = _unspec(meta["eval"], reader.rows("eval"), None if rewards is None else _for(meta["eval"], rewards))
     reader.close()
-    live = Live(settings, _prepare(method, policy, source, settings, "rows"), _prepare_eval(method, policy, held_out, settings))
+    live = Live(
+        settings, _prepare(method, policy, source, settings, "rows"), _prepare_eval(method, policy, held_out, settings)
+    )
     engine = Engine(method, policy, live, folder, State(clone(policy.params())))
     run = Run(folder, engine)
     engine.store = Store(folder, write=True)
@@ -347,7 +371,9 @@ def _check_fits(engine: Engine) -> None:
     theirs = {name: tuple(p.shape) for name, p in stored.items()}
     if ours != theirs:
         differ = sorted(set(ours.items()) ^ set(theirs.items()))
-        raise RunError(f"The policy does not fit the run {engine.folder}: {differ[0][0]} differs ({len(differ)} differences).")
+        raise RunError(
+            f"The policy does not fit the run {engine.folder}: {differ[0][0]} differs ({len(differ)} differences)."
+        )
 
 
 def runs(folder: str | os.PathLike = "runs") -> pd.DataFrame:
@@ -356,7 +382,7 @@ def runs(folder: str | os.PathLike = "runs") -> pd.DataFrame:
 
     folder = Path(folder)
     if not folder.is_dir():
-        raise StoreError(f"There is no folder {folder}.{did_you_mean(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])}")
+        raise StoreError(f"There is no folder {folder}.")
     records = []
     for path in sorted(folder.glob("*/run.db")):
         store = Store(path.parent)
@@ -398,7 +424,9 @@ def complete(engine: Engine, rollouts: Any) -> Any:
     from workbench.sampling.rollouts import Rollouts
 
     if not isinstance(rollouts, Rollouts):
-        raise DataError(f"Give Rollouts: policy.sample(...) or wb.Rollouts.of(prompts, completions). Got {type(rollouts).__name__}.")
+        raise DataError(
+            f"Give Rollouts: policy.sample(...) or wb.Rollouts.of(prompts, completions). Got {type(rollouts).__name__}."
+        )
     tokenizer, every = engine.policy.tokenizer, list(range(len(rollouts)))
     made = rollouts.take(every)
     if not made.prompt_ids or not all(made.prompt_ids):
@@ -445,7 +473,18 @@ def rescore(store: Store, functions: Any, weights: Any) -> pd.DataFrame:
         for name, values in table.parts.items():
             frame[f"new_rewards/{name}"] = values
         frames.append(frame)
-    order = ["id", "step", "group_id", "prompt", "completion", "reward", "new_reward", "advantage", "new_advantage", "flips"]
+    order = [
+        "id",
+        "step",
+        "group_id",
+        "prompt",
+        "completion",
+        "reward",
+        "new_reward",
+        "advantage",
+        "new_advantage",
+        "flips",
+    ]
     if not frames:
         return pd.DataFrame(columns=order)
     made = pd.concat(frames, ignore_index=True)

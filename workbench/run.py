@@ -51,7 +51,9 @@ class Run:
         self._begin = begin
         self._reader: Store | None = None
         self._lock = folders.lock(folder, self) if engine is not None else None
-        self._released = "" if engine is not None else f"This run was opened to look at; to go on: wb.resume({str(folder)!r})."
+        self._released = (
+            "" if engine is not None else f"This run was opened to look at; to go on: wb.resume({str(folder)!r})."
+        )
         self._background: _Background | None = None
 
     # -- the user owns the loop ------------------------------------------------------------------------------
@@ -102,7 +104,9 @@ class Run:
                 return self
         if reason := worker.call(self.engine.finished):
             if reason == "time_limit":
-                print(f"{self.name} reached its time_limit of {self.settings['time_limit']:g} s after step {self.step}.")
+                print(
+                    f"{self.name} reached its time_limit of {self.settings['time_limit']:g} s after step {self.step}."
+                )
         return self
 
     # -- in the background -----------------------------------------------------------------------------------
@@ -284,7 +288,8 @@ class Run:
         if self._begin is not None:
             return f"<Run {self.name}: new, in {self.folder}>"
         last = _headline(self.store.step_metrics(self.step))
-        return f"<Run {self.name}: {self.status}, step {self.step} of {self.settings['steps']}{', ' + last if last else ''}; in {self.folder}>"
+        where = f"{self.status}, step {self.step} of {self.settings['steps']}"
+        return f"<Run {self.name}: {where}{', ' + last if last else ''}; in {self.folder}>"
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -322,7 +327,9 @@ class Run:
             print(f"{self.name}: the error could not be noted in the store either: {also}", file=sys.stderr)
 
     def _say_interrupted(self) -> None:
-        print(f"{self.name}: interrupted; the step in flight was undone. It stands after step {self.step} and can go on.")
+        print(
+            f"{self.name}: interrupted; the step in flight was undone. It stands after step {self.step} and can go on."
+        )
 
     def release(self, why: str) -> None:
         """Give up the right to write. Raises StoreError while the run is going on in the background."""
@@ -407,5 +414,3 @@ def _headline(metrics: dict[str, float]) -> str:
     """The numbers to watch: in RL never the loss."""
     names = ("reward", "eval/accuracy") if "reward" in metrics else ("loss", "rewards/accuracies", "eval/loss")
     return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)
-
-

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.errors import SettingError, did_you_mean
+from workbench.errors import SettingError, did_you_mean, nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Settings:
     """seed of the order of rows, of sampling and of dropout"""
     micro_batch_size: int | None = None
     """rows (DPO: pairs) that go through the model at once; None: as many as keep the logits under 1 GiB.
-    It never changes a result, only memory and time"""
+    It never changes a result (but for the draws of dropout), only memory and time"""
     weight_decay: float = 0.0
     """AdamW's decoupled decay; vectors (biases, norms) are left out"""
     adam_beta1: float = 0.9
@@ -40,7 +40,8 @@ class Settings:
     warmup_steps: int = 0
     """steps over which the learning rate rises linearly from zero"""
     eval_steps: int | None = None
-    """evaluate every so many steps, from step 0 on and at the end; None: about ten times in the run. Needs `eval_dataset`"""
+    """evaluate every so many steps, from step 0 on and at the end; None: about ten times in the run.
+    Needs `eval_dataset`"""
     num_generations_eval: int = 8
     """completions per held-out prompt, where the evaluation samples; pass@k is given for k up to it"""
     snapshot_steps: int = 10
@@ -135,7 +136,7 @@ TRL_NAMES = {
     "num_generations": "group_size",
     "max_completion_length": "max_new_tokens",
     "generation_batch_size": "prompts_per_step and group_size",
-    "per_device_train_batch_size": "batch_size (rows per update; GRPO: prompts_per_step and group_size) or micro_batch_size",
+    "per_device_train_batch_size": "batch_size (in GRPO prompts_per_step and group_size), or micro_batch_size",
     "per_device_eval_batch_size": "micro_batch_size",
     "gradient_accumulation_steps": "micro_batch_size",
     "output_dir": "out",
@@ -195,7 +196,11 @@ def make(method: str, given: Mapping[str, Any], base: Settings | None = None) ->
 def _ours(name: str, fields: Mapping[str, Any]) -> str:
     if name in TRL_NAMES:
         return f" TRL's {name} is given here by: {TRL_NAMES[name]}."
-    return did_you_mean(name, [*fields, *TRL_NAMES]) + f" Settings: {', '.join(sorted(fields))}."
+    hit = nearest(name, [*fields, *TRL_NAMES])
+    hint = f" Did you mean {hit!r}?" if hit else ""
+    if hit in TRL_NAMES:
+        hint = f" Did you mean TRL's {hit}? It is given here by: {TRL_NAMES[hit]}."
+    return f"{hint} Settings: {', '.join(sorted(fields))}."
 
 
 def _typed(name: str, value: Any, kind: str) -> Any:
@@ -204,14 +209,16 @@ def _typed(name: str, value: Any, kind: str) -> Any:
         if "None" in kind:
             return None
         raise SettingError(f"{name}=None: this setting needs a value ({kind}).")
-    value = value.item() if hasattr(value, "item") and not isinstance(value, str) else value
+    value = value.item() if hasattr(value, "item") and getattr(value, "ndim", 0) == 0 else value
     base = kind.split(" | ")[0]
     if base == "bool" and isinstance(value, bool):
         return value
     if base == "str" and isinstance(value, str):
         return value
+    if isinstance(value, float) and math.isnan(value):
+        raise SettingError(f"{name}={value!r} is not a number; it must be {kind}.")
     if not isinstance(value, bool) and isinstance(value, (int, float)):
-        if base == "float" and not math.isnan(value):
+        if base == "float":
             return float(value)
         if base == "int" and float(value).is_integer():
             return int(value)

@@ -1,7 +1,7 @@
 """Where rows come from: lists, data sets, data frames, files, the Hub. Read into plain dicts, with the line
 of each.
 
-Nothing is guessed: a broken line is an error that names the file and the line. `workbench.rows` says what the
+Nothing is guessed: a broken line is an error that names the file and the line. `workbench.data` says what the
 rows mean. Only the standard library is imported until a source needs pandas, pyarrow or datasets.
 """
 

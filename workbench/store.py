@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import StoreError, did_you_mean
+from workbench.text import clean
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,12 +47,13 @@ CREATE TABLE steps (step INTEGER NOT NULL, branch INTEGER NOT NULL, seconds REAL
     state TEXT NOT NULL, plan TEXT NOT NULL, threads INTEGER NOT NULL, PRIMARY KEY (branch, step)) WITHOUT ROWID;
 CREATE TABLE metrics (step INTEGER NOT NULL, branch INTEGER NOT NULL, name TEXT NOT NULL, value REAL,
     PRIMARY KEY (branch, step, name)) WITHOUT ROWID;
-CREATE TABLE rollouts (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, branch INTEGER NOT NULL, group_id INTEGER NOT NULL,
-    sample INTEGER NOT NULL, row INTEGER NOT NULL, prompt TEXT NOT NULL, completion TEXT NOT NULL, reward REAL, advantage REAL,
-    finish_reason TEXT NOT NULL, n_tokens INTEGER NOT NULL, rewards TEXT NOT NULL, columns TEXT NOT NULL);
+CREATE TABLE rollouts (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, branch INTEGER NOT NULL,
+    group_id INTEGER NOT NULL, sample INTEGER NOT NULL, row INTEGER NOT NULL, prompt TEXT NOT NULL,
+    completion TEXT NOT NULL, reward REAL, advantage REAL, finish_reason TEXT NOT NULL, n_tokens INTEGER NOT NULL,
+    rewards TEXT NOT NULL, columns TEXT NOT NULL);
 CREATE INDEX rollouts_by_step ON rollouts (branch, step);
-CREATE TABLE tokens (rollout_id INTEGER PRIMARY KEY REFERENCES rollouts (id), prompt_ids BLOB NOT NULL, ids BLOB NOT NULL,
-    logprob BLOB NOT NULL, entropy BLOB NOT NULL);
+CREATE TABLE tokens (rollout_id INTEGER PRIMARY KEY REFERENCES rollouts (id), prompt_ids BLOB NOT NULL,
+    ids BLOB NOT NULL, logprob BLOB NOT NULL, entropy BLOB NOT NULL);
 CREATE TABLE events (id INTEGER PRIMARY KEY, created REAL NOT NULL, step INTEGER NOT NULL, branch INTEGER NOT NULL,
     kind TEXT NOT NULL, payload TEXT NOT NULL);
 CREATE TABLE rows (name TEXT NOT NULL, i INTEGER NOT NULL, row TEXT NOT NULL, PRIMARY KEY (name, i)) WITHOUT ROWID;
@@ -61,15 +63,6 @@ ROLLOUT_COLUMNS = (
     "id", "step", "branch", "group_id", "sample", "row", "prompt", "completion", "reward", "advantage",
     "finish_reason", "n_tokens", "rewards", "columns",
 )  # fmt: skip
-
-
-def clean(text: str) -> str:
-    """`text` as SQLite can keep it: lone surrogates become U+FFFD."""
-    return text.encode("utf-8", "surrogatepass").decode("utf-8", "replace") if _has_surrogate(text) else text
-
-
-def _has_surrogate(text: str) -> bool:
-    return any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def to_json(value: Any) -> str:
@@ -158,7 +151,9 @@ class Store:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 if isinstance(error, sqlite3.Error):
-                    raise StoreError(f"Writing to {self.path} failed: {error}. The last whole step is intact.") from error
+                    raise StoreError(
+                        f"Writing to {self.path} failed: {error}. The last whole step is intact."
+                    ) from error
                 raise
 
     def set_meta(self, **values: Any) -> None:
@@ -321,7 +316,9 @@ class Store:
 
     def steps(self, branch: int | str | None = None) -> pd.DataFrame:
         where, values = self._on_path(branch)
-        return self.frame(f"SELECT step, branch, seconds, created FROM steps WHERE {where} ORDER BY step, branch", values)
+        return self.frame(
+            f"SELECT step, branch, seconds, created FROM steps WHERE {where} ORDER BY step, branch", values
+        )
 
     def metrics_long(
         self, names: Sequence[str] | None = None, branch: int | str | None = None, since: int = -1
@@ -354,7 +351,9 @@ class Store:
 
     def events(self, branch: int | str | None = "all") -> pd.DataFrame:
         where, values = self._on_path(branch)
-        frame = self.frame(f"SELECT id, created, step, branch, kind, payload FROM events WHERE {where} ORDER BY id", values)
+        frame = self.frame(
+            f"SELECT id, created, step, branch, kind, payload FROM events WHERE {where} ORDER BY id", values
+        )
         frame["payload"] = [json.loads(text) for text in frame["payload"]]
         return frame
 
@@ -452,14 +451,30 @@ def _blob(values: Sequence, kind: str) -> bytes:
 
 def _nothing_at(folder: Path) -> str:
     if not folder.exists():
-        siblings = [p.name for p in folder.parent.iterdir() if (p / "run.db").exists()] if folder.parent.is_dir() else []
+        siblings = (
+            [p.name for p in folder.parent.iterdir() if (p / "run.db").exists()] if folder.parent.is_dir() else []
+        )
         return f"There is no run at {folder}.{did_you_mean(folder.name, siblings)}"
     if (folder / "run.db.new").exists():
         return f"The run at {folder} ended before its step 0 was whole, so there is nothing to open. Start it again."
     return f"{folder} holds no run (no run.db in it)."
 
 
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs", "fuse.sshfs", "fuse.gcsfuse", "drvfs"}
+_NETWORK = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "ceph",
+    "lustre",
+    "glusterfs",
+    "fuse.sshfs",
+    "fuse.gcsfuse",
+    "drvfs",
+}
 
 
 def _use_wal(db: sqlite3.Connection, folder: Path) -> bool:

@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+from workbench.data import FORMS, Rows, explicit_prompt
+from workbench.data import make as make_rows
 from workbench.errors import DataError, SettingError
 from workbench.mask_report import MaskReport, Tally, unless_empty
-from workbench.rows import FORMS, Rows, explicit_prompt
-from workbench.rows import make as make_rows
 from workbench.templates import (
     Chat,
     Segment,

@@ -132,7 +132,10 @@ def gradients(
         for number, rows in enumerate(micro_batches):
             check()
             part = batch.take(rows)
-            with (seeded(key(dropout_key, number), policy.device) if dropout else nullcontext()), torch.set_grad_enabled(grad):
+            with (
+                seeded(key(dropout_key, number), policy.device) if dropout else nullcontext(),
+                torch.set_grad_enabled(grad),
+            ):
                 scores = policy.token_scores(part.sequences, part.starts, temperature=temperature, entropy_grad=False)
                 part_loss, metrics = objective(scores, columns_of(part, scores.logprob), totals)
                 if grad:
@@ -183,7 +186,9 @@ def apply(policy, state: State, settings: Settings, step: int) -> dict[str, floa
     norm = torch.nn.utils.get_total_norm(grads)
     if not torch.isfinite(norm):
         bad = [name for name, p in trained.items() if not torch.isfinite(p.grad).all()]
-        raise RunError(f"Step {step}: the gradient is not finite (first in {bad[0] if bad else 'the norm'}); the step was undone.")
+        raise RunError(
+            f"Step {step}: the gradient is not finite (first in {bad[0] if bad else 'the norm'}); the step was undone."
+        )
     if settings.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(list(trained.values()), settings.max_grad_norm, norm)
     lr = learning_rate(settings, step)

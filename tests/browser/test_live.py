@@ -1,43 +1,74 @@
-"""The live views in a real JupyterLab: they grow, answer, survive a reload, and leave a picture behind."""
+"""The dashboard in a real JupyterLab: its curves grow, it survives a reload, and it leaves a picture behind."""
 
 from __future__ import annotations
 
-import json
-
+import nbformat
 import pytest
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 DRAWN = "n => Number(document.querySelector('.wb-dashboard')?.dataset.drawn ?? -1) >= n"
-POINTS = "() => Math.max(...[...document.querySelectorAll('.wb-plot')].flatMap(p => (p.data ?? []).map(t => t.x.length)))"
+POINTS = """() => Math.max(0, ...[...document.querySelectorAll('.wb-plot')]
+    .flatMap(plot => (plot.data ?? []).map(trace => trace.x.length)))"""
+LOADED = "() => [...document.querySelectorAll('.wb-static img')].filter(i => i.complete && i.naturalWidth > 0).length"
 SETUP = """
 import writer
 from workbench.store import Store
-from workbench.views import RolloutTable, show_dashboard
+from workbench.views import show_dashboard
 store = writer.begin("runs/{name}", steps={steps})
-thread = writer.train(store, {steps}, {seconds}, hostile={hostile})
+writer.train(store, {steps}, {seconds}, hostile={hostile});
 """
 
 
 def test_curves_grow_while_a_thread_trains_and_a_reload_brings_them_back(lab, page, shot):
-    lab.open("live.ipynb", SETUP.format(name="live", steps=300, seconds=0.1, hostile=True), "show_dashboard(Store('runs/live'))")
-    lab.run_all(2)
+    setup = SETUP.format(name="live", steps=400, seconds=0.1, hostile=True)
+    lab.open("live.ipynb", setup, "show_dashboard(Store('runs/live'))").run_all(2)
     assert len(lab.outputs(1)) == 1, "the value of the cell must not be displayed a second time"
     page.wait_for_function(DRAWN, arg=3)
     first = page.evaluate(POINTS)
-    page.wait_for_function(DRAWN, arg=first + 8)
+    page.wait_for_function(DRAWN, arg=first + 10)
     assert page.evaluate(POINTS) > first
     assert page.locator(".wb-status").inner_text() == "running"
-    assert "of 300" in page.locator(".wb-progress").inner_text()
+    assert "of 400" in page.locator(".wb-progress").inner_text()
     titles = page.locator(".wb-board > .wb-grid").first.locator(".wb-chart-title").all_inner_texts()
-    assert titles[0] == "Reward" and "Loss" not in titles
+    assert titles[0] == "Reward" and "loss" not in titles
+    name = page.locator(".wb-key-name").nth(1).inner_text()
+    assert name.startswith("rewards/<img src=x onerror=") and "⟨U+202E⟩" in page.locator(".wb-key").nth(1).get_attribute("title")
+    page.locator(".wb-plot").first.hover()
+    page.wait_for_selector(".wb-plot .hoverlayer text")
+    assert page.locator(".wb-plot .hoverlayer a, .wb-plot .hoverlayer b").count() == 0
     page.locator(".wb-folded summary").click()
     page.wait_for_function("() => document.querySelector('.wb-folded .wb-plot .main-svg')")
-    shot("live", ".wb-dashboard")
-    before = page.evaluate(DRAWN.replace(">= n", "+ 0").replace("n =>", "() =>"))
-    lab.command("docmanager:save")
+    shot("live-hover")
+    lab.save()
+    before = page.evaluate(POINTS)
     lab.load()
-    page.wait_for_timeout(6000); page.screenshot(path="/tmp/w/shots/reload.png"); print(page.evaluate("document.querySelector(\".wb-dashboard\")?.outerHTML.slice(0,3000)"), lab.outputs(1), page.url)
-    page.wait_for_function(DRAWN, arg=before + 1, timeout=10000)
+    page.wait_for_function(DRAWN, arg=before + 1)
     assert page.evaluate(POINTS) >= before
+
+
+def test_at_its_end_a_run_leaves_a_picture_that_the_saved_notebook_keeps(lab, page, shot):
+    lab.open("end.ipynb", SETUP.format(name="end", steps=12, seconds=0.25, hostile=False), "show_dashboard(Store('runs/end'))")
+    lab.run_all(2)
+    page.wait_for_function(DRAWN, arg=1)
+    page.wait_for_function("() => document.querySelectorAll('.wb-static img').length >= 5")
+    (output,) = lab.outputs(1)
+    assert WIDGET not in output["data"]
+    assert "step 12 of 12" in "".join(output["data"]["text/plain"])
+    shot("end")
+    saved = nbformat.read(lab.save(), as_version=4)
+    (kept,) = saved.cells[1].outputs
+    assert "<script" not in kept.data["text/html"] and "finished" in kept.data["text/html"]
+
+    # on another machine: no kernel, and the notebook is not trusted
+    saved.metadata["kernelspec"] = {"name": "gone", "display_name": "gone", "language": "python"}
+    for cell in saved.cells:
+        cell.metadata.pop("trusted", None)
+        cell.source += "\n# changed, so that its signature is another"
+    nbformat.write(saved, lab.server.root / "sent.ipynb")
+    page.goto(f"{lab.server.url}/lab/tree/sent.ipynb?token={lab.server.token}&reset")
+    page.wait_for_selector(".wb-static img")
+    page.wait_for_function(f"n => ({LOADED})() >= n", arg=5)
+    assert "model not found" not in page.locator(".jp-Notebook").inner_text()
+    shot("sent")

@@ -77,7 +77,9 @@ class Context:
             seen[row] = seen.get(row, 0) + 1
         return drawn
 
-    def learn(self, state: State, batch: update.Batch, objective, totals, step: int, number: int = 0, **how) -> update.Outcome:
+    def learn(
+        self, state: State, batch: update.Batch, objective, totals, step: int, number: int = 0, **how
+    ) -> update.Outcome:
         """One optimiser update on `batch`; `number` counts the updates within the step."""
         outcome = self.look(batch, objective, totals, f"update {number}", keys.key("step", step, number), **how)
         outcome.metrics |= update.apply(self.policy, state, self.settings, step)

@@ -10,7 +10,9 @@ from torch import Tensor
 from workbench.objectives import Metrics, mean_of, mean_over
 
 
-def sigmoid(scores, columns: Mapping[str, Tensor], totals: Mapping[str, float], *, beta: float) -> tuple[Tensor, Metrics]:
+def sigmoid(
+    scores, columns: Mapping[str, Tensor], totals: Mapping[str, float], *, beta: float
+) -> tuple[Tensor, Metrics]:
     """DPO (Rafailov et al. 2023, arXiv 2305.18290, eq. 7): the mean over pairs of -log sigmoid(beta * D).
 
     D = (Lc - Lc_ref) - (Lr - Lr_ref), with L the summed log-probs of an answer's tokens, stop token included.

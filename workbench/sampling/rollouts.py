@@ -85,12 +85,9 @@ class Rollouts:
             prompt=["" if flag else p for p, flag in zip(prompts, prompt_is_ids, strict=True)],
             text=["" if flag else c for c, flag in zip(completions, is_ids, strict=True)],
             prompt_text=[
-                "" if flag or not isinstance(p, str) else p
-                for p, flag in zip(prompts, prompt_is_ids, strict=True)
+                "" if flag or not isinstance(p, str) else p for p, flag in zip(prompts, prompt_is_ids, strict=True)
             ],
-            prompt_ids=[
-                list(map(int, p)) if flag else [] for p, flag in zip(prompts, prompt_is_ids, strict=True)
-            ],
+            prompt_ids=[list(map(int, p)) if flag else [] for p, flag in zip(prompts, prompt_is_ids, strict=True)],
             ids=[list(map(int, c)) if flag else [] for c, flag in zip(completions, is_ids, strict=True)],
             group=group,
             row=list(group),
@@ -104,9 +101,7 @@ class Rollouts:
             parts = rewards if isinstance(rewards, dict) else {"reward": rewards}
             for name, values in parts.items():
                 made._check_length(f"rewards {name!r}", values)
-                made.rewards[name] = np.array(
-                    [np.nan if v is None else float(v) for v in values], dtype=np.float64
-                )
+                made.rewards[name] = np.array([np.nan if v is None else float(v) for v in values], dtype=np.float64)
             stacked = np.stack(list(made.rewards.values()))
             made.reward = np.where(np.isnan(stacked).all(0), np.nan, np.nansum(stacked, 0))
         if old_logprobs is not None:
@@ -198,6 +193,4 @@ _LISTS = (
 
 
 def _is_ids(value: Any) -> bool:
-    return (
-        not isinstance(value, str) and len(value) > 0 and all(isinstance(v, (int, np.integer)) for v in value)
-    )
+    return not isinstance(value, str) and len(value) > 0 and all(isinstance(v, (int, np.integer)) for v in value)

@@ -57,7 +57,7 @@ def task(
 
 
 def _sums(size: int, seed: int, split: str, options: dict[str, Any]) -> Task:
-    from workbench.rows import make
+    from workbench.data import make
     from workbench.tasks.sums import correct, make_rows
 
     if options:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from workbench.data import Rows, make, rows
 from workbench.errors import DataError, SettingError
 from workbench.rewards.text import number
-from workbench.rows import Rows, make, rows
 from workbench.tasks.task import Task, make_prompts
 from workbench.text import shorten
 

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from workbench.data import make
 from workbench.errors import DataError, RewardError, SettingError, did_you_mean
 from workbench.rewards.text import completion_text
-from workbench.rows import make
 from workbench.tasks.task import Task, make_prompts
 
 TEST_SEED = 2**30

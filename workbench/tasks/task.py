@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from workbench import rewards as reward_functions
+from workbench.data import rows as as_rows
 from workbench.errors import RunError, SettingError, did_you_mean
 from workbench.rewards.reference import refer, resolve
 from workbench.rewards.signature import check_columns, check_functions, names
-from workbench.rows import rows as as_rows
 
 
 class Task:

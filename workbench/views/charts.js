@@ -89,9 +89,17 @@ class WbCurves {
     return left;
   }
 
-  last(name) {
-    const { y } = this.main(name);
-    return y.length ? y[y.length - 1] : undefined;
+  // First and last step of all curves: the charts of a run share their x axis.
+  span() {
+    let [low, high] = [Infinity, -Infinity];
+    for (const branches of this.series.values()) {
+      for (const { x } of branches.values()) {
+        if (!x.length) continue;
+        low = Math.min(low, x[0]);
+        high = Math.max(high, x[x.length - 1]);
+      }
+    }
+    return low < high ? [low, high] : Number.isFinite(low) ? [low - 0.5, low + 0.5] : [0, 1];
   }
 }
 
@@ -203,6 +211,8 @@ class WbChart {
     }
     const x = { ...axis, showline: true, title: { text: "step", standoff: 4, font: { size: 11 } }, nticks: 8, hoverformat: "d", tickformat: "~d" };
     x.unifiedhovertitle = { text: "step %{x}" };
+    const [first, last] = curves.span();
+    x.range = [first - (last - first) * 0.015, last + (last - first) * 0.015]; // room for the first and last marks
     return {
       width, height: 210, uirevision: "keep", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       margin: { l: 46, r: 10, t: 8, b: 34 }, font: { color: theme.ink, family: theme.font, size: 11 },

@@ -164,6 +164,12 @@ class Curves:
         """Metrics in the order in which they first came, held-out ones after those of the training."""
         return list(self.points)
 
+    @property
+    def span(self) -> tuple[float, float]:
+        """First and last step of all curves: the charts of a run share their x axis."""
+        ends = [end for branches in self.points.values() for x, _ in branches.values() for end in (x[0], x[-1])]
+        return (min(ends), max(ends)) if ends else (0.0, 1.0)
+
     def everything(self) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
         """All pieces, thinned to what a chart can show."""
         return [

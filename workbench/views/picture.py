@@ -46,11 +46,10 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 class _Frame:
     """Where a value lies in the picture."""
 
-    def __init__(self, chart: Chart, curves: list[Points]):
-        x = _finite([p[0] for p in curves])
+    def __init__(self, chart: Chart, curves: list[Points], span: tuple[float, float]):
         y = _finite([p[1] for p in curves])
         self.empty = not len(y)
-        self.x0, self.x1 = (float(x.min()), float(x.max())) if len(x) else (0.0, 1.0)
+        self.x0, self.x1 = span
         self.y0, self.y1 = (float(y.min()), float(y.max())) if len(y) else (0.0, 1.0)
         if chart.low is not None and chart.high is not None:
             self.y0, self.y1 = min(self.y0, chart.low), max(self.y1, chart.high)
@@ -123,7 +122,7 @@ def svg(chart: Chart, curves: Curves) -> str:
     lines = [curves.main(name) for name in chart.names]
     left = [[(x, y) for x, y in curves.given_up(name)] for name in chart.names]
     half = curves.main(chart.band) if chart.band and lines else (np.empty(0), np.empty(0))
-    frame = _Frame(chart, [*lines, *(points for some in left for points in some), *_edges(lines, half)])
+    frame = _Frame(chart, [*lines, *(points for some in left for points in some), *_edges(lines, half)], curves.span)
     drawn = [_axes(frame)]
     if frame.empty:
         said = "no value yet" if not any(len(x) for x, _ in lines) else "every value is NaN"

@@ -22,7 +22,7 @@ from workbench.store import Store
 from workbench.views.curves import Curves, arrange, changed, headline, last_values, progress
 from workbench.views.picture import figure
 from workbench.views.rollouts import whole
-from workbench.views.text import duration, escape, number, one_line, visible
+from workbench.views.text import duration, escape, number, one_line
 
 HERE = Path(__file__).parent
 HEADLINES = {

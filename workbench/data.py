@@ -18,6 +18,7 @@ No torch here, and nothing heavy until a source needs it.
 from __future__ import annotations
 
 import copy
+import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -293,7 +294,7 @@ def _find_form(columns: tuple[str, ...], source: str) -> str:
 
 def _close(column: str, known: str) -> bool:
     """Nearer than a likeness: the same word but for an accent, a capital, a space, a plural or a slip."""
-    return nearest(column, [known]) is not None and abs(len(column) - len(known)) <= 2
+    return difflib.SequenceMatcher(None, column.lower(), known).ratio() >= 0.8
 
 
 # Checks
