@@ -59,7 +59,8 @@ def print_line(step: int, metrics, seconds: float) -> None:
 
     print(
         f"{step:4d} {cell('reward', 7, '.3f')} {cell('eval/accuracy', 9, '.1%')}"
-        f" {cell('frac_reward_zero_std', 12, '.0%')} {cell('entropy', 8, '.3f')} {cell('completions/mean_length', 7, '.1f')} {seconds:8.2f}",
+        f" {cell('frac_reward_zero_std', 12, '.0%')} {cell('entropy', 8, '.3f')}"
+        f" {cell('completions/mean_length', 7, '.1f')} {seconds:8.2f}",
         flush=True,
     )
 

@@ -20,7 +20,7 @@ from workbench import settings as settings_of
 from workbench.data import Rows
 from workbench.data import rows as read_rows
 from workbench.engine import Change, Engine, Live
-from workbench.errors import DataError, RunError, SettingError, StoreError, did_you_mean
+from workbench.errors import DataError, RunError, SettingError, StoreError
 from workbench.methods.grpo import Prompts
 from workbench.policy import Policy, from_description
 from workbench.run import Run

@@ -276,7 +276,7 @@ class Run:
         """A table of all stored completions."""
         from workbench.views.rollouts import RolloutTable
 
-        return RolloutTable(self.store)
+        return RolloutTable(self.store).show()
 
     def report(self, path: str | os.PathLike) -> Path:
         """Write a self-contained HTML file with the curves and a sample of the rollouts."""

@@ -1,11 +1,12 @@
 """One JupyterLab server and one Chromium for all browser tests.
 
-The server has private folders, so that nobody's settings count. Lab is driven by its commands, outputs are read from the
-notebook's model. Whatever asks for something outside this machine is stopped and noted, and fails the test.
+The server has private folders, so that nobody's settings count. Lab is driven by its commands, and outputs are read
+from the notebook's model. Whatever asks for something outside this machine is stopped and noted, and fails the test.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import signal
@@ -55,6 +56,14 @@ class Server:
     token: str
     root: Path
 
+    def end_kernels(self) -> None:
+        headers = {"Authorization": f"token {self.token}"}
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}/api/sessions", headers=headers)) as answer:
+            sessions = json.load(answer)
+        for session in sessions:
+            ask = urllib.request.Request(f"{self.url}/api/sessions/{session['id']}", headers=headers, method="DELETE")
+            urllib.request.urlopen(ask).close()
+
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Server]:
@@ -83,7 +92,9 @@ def _start(home: Path, root: Path, port: int, token: str) -> subprocess.Popen:
     env |= {f"JUPYTERLAB_{name}_DIR": str(home / name) for name in ("SETTINGS", "WORKSPACES")}
     config = home / "CONFIG_DIR" / "labconfig"
     config.mkdir(parents=True)
-    (config / "page_config.json").write_text('{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}')
+    (config / "page_config.json").write_text(
+        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'
+    )
     options = {
         "ServerApp.port_retries": 0, "IdentityProvider.token": token, "ServerApp.root_dir": root,
         "LabApp.expose_app_in_browser": True, "LabApp.news_url": "",
@@ -153,6 +164,7 @@ def page(chromium) -> Iterator[Any]:
 
 @pytest.fixture
 def lab(page, server):
+    server.end_kernels()  # of pages that are closed by now
     return Notebook(page, server)
 
 

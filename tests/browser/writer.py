@@ -15,7 +15,7 @@ from workbench.sampling.rollouts import Rollouts
 from workbench.store import Store, clean
 
 HOSTILE = (
-    "<script>window.hacked=1</script><img src=x onerror=\"window.hacked=2\">'\"` javascript:alert(1) "
+    '<script>window.hacked=1</script><img src=x onerror="window.hacked=2">\'"` javascript:alert(1) '
     "\x1b[31mred\x1b[0m \u202edlrow\u202c ze\u200bro \x00 \ud800 </script></textarea><!-- &lt; %{y} $x$ {{7*7}}"
 )
 HOSTILE_NAME = "<img src=x onerror='window.hacked=3'>\"%{y}\u202e"
@@ -68,7 +68,9 @@ def rollouts_of(step: int, hostile: bool = False, n: int = 8, group: int = 4) ->
     return made
 
 
-def begin(folder, method: str = "grpo", steps: int = 40, status: str = "running", pid: int | None = None, name=None) -> Store:
+def begin(
+    folder, method: str = "grpo", steps: int = 40, status: str = "running", pid: int | None = None, name=None
+) -> Store:
     """A new run that stands at step 0, evaluated."""
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
@@ -85,7 +87,9 @@ def begin(folder, method: str = "grpo", steps: int = 40, status: str = "running"
     return store
 
 
-def commit(store: Store, step: int, branch: int = 0, method: str = "grpo", steps: int = 40, hostile: bool = False, scale=1.0):
+def commit(
+    store: Store, step: int, branch: int = 0, method: str = "grpo", steps: int = 40, hostile: bool = False, scale=1.0
+):
     """One step with its metrics, and with its rollouts where the method samples."""
     metrics = metrics_of(method, step, steps, HOSTILE_NAME if hostile else "correct")
     store.commit_step(

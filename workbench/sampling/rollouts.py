@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import DataError
+from workbench.text import clean
 
 
 @dataclass
@@ -126,7 +127,7 @@ class Rollouts:
             "row": self.row[i],
             "sample": self.sample[i],
             "prompt": self.prompt_text[i] if self.prompt_text else self.prompt[i],
-            "completion": self.text[i],
+            "completion": clean(self.text[i]),
             "reward": None if self.reward is None else float(self.reward[i]),
             "advantage": None if self.advantage is None else float(self.advantage[i]),
             "finish_reason": self.finish_reason[i],
@@ -169,7 +170,7 @@ class Rollouts:
         """A table of the completions in a notebook, escaped; plain text in a terminal."""
         from workbench.views.rollouts import RolloutTable
 
-        return RolloutTable(self.to_pandas())
+        return RolloutTable(self.to_pandas()).show()
 
     def __repr__(self) -> str:
         groups = len(set(self.group))

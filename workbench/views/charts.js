@@ -1,9 +1,10 @@
 // Charts shared by the dashboard and the report. What a run calls its metrics is untrusted: it reaches the page by
 // textContent, and plotly (which reads a little HTML in its texts) only through `wbPlain`.
 
-const WB_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+// Okabe and Ito's colours; on a dark page the two blues change places, as the darker one is hard to see there.
+const WB_LIGHT = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
+const WB_DARK = ["#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2"];
 const WB_DASHES = ["solid", "dash", "dot"];
-const WB_FEW = 20; // points that are marked one by one
 
 function wbElement(tag, className, text) {
   const made = document.createElement(tag);
@@ -15,6 +16,10 @@ function wbElement(tag, className, text) {
 function wbPlain(text) {
   const codes = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", "$": "&#36;" };
   return text.replace(/[&<>%{$]/g, (char) => codes[char]);
+}
+
+function wbShort(text, most) {
+  return text.length <= most ? text : `${text.slice(0, most - 9)}…${text.slice(-8)}`;
 }
 
 function wbNumber(value) {
@@ -35,8 +40,12 @@ function wbTheme(root) {
   const ink = style.color;
   const [r, g, b] = (ink.match(/[\d.]+/g) || [90, 90, 90]).map(Number);
   const faint = (alpha) => `rgba(${r},${g},${b},${alpha})`;
-  const paper = style.getPropertyValue("--wb-paper").trim() || "#fff";
-  return { ink, grid: faint(0.12), axis: faint(0.45), mark: faint(0.4), paper, font: style.fontFamily };
+  const dark = r + g + b > 384; // light ink
+  return {
+    ink, grid: faint(0.12), axis: faint(0.45), mark: faint(0.4), font: style.fontFamily,
+    paper: dark ? "#1b1d20" : "#ffffff", clear: dark ? "rgba(17,17,17,0)" : "rgba(255,255,255,0)",
+    colours: dark ? WB_DARK : WB_LIGHT, band: dark ? "rgba(86,180,233,0.18)" : "rgba(0,114,178,0.13)",
+  };
 }
 
 // Every curve of a run: name -> branch -> {x, y}; `line` is the path that counts, newest branch first.
@@ -124,7 +133,7 @@ class WbChart {
     this.spec = spec;
     if (same) return;
     this.title.textContent = spec.title;
-    this.values = spec.names.map((name, i) => this.entry(name, spec.labels[i], i));
+    this.keys = spec.names.map((name, i) => this.entry(name, spec.labels[i], i));
   }
 
   entry(name, label, i) {
@@ -133,19 +142,18 @@ class WbChart {
     button.type = "button";
     button.title = label;
     const swatch = wbElement("span", "wb-swatch");
-    swatch.style.borderTopColor = WB_COLOURS[i % WB_COLOURS.length];
-    swatch.style.borderTopStyle = ["solid", "dashed", "dotted"][Math.floor(i / WB_COLOURS.length) % 3];
+    swatch.style.borderTopStyle = ["solid", "dashed", "dotted"][Math.floor(i / WB_LIGHT.length) % 3];
     const value = wbElement("b", "wb-value", "–");
     const text = wbElement("bdi", "wb-key-name", label);
     button.append(swatch, text, value);
-    button.setAttribute("aria-pressed", "true");
+    button.setAttribute("aria-pressed", String(!this.hidden.has(name)));
     button.addEventListener("click", () => {
       if (!this.hidden.delete(name)) this.hidden.add(name);
       button.setAttribute("aria-pressed", String(!this.hidden.has(name)));
       this.changed();
     });
     this.legend.append(button);
-    return value;
+    return { value, swatch };
   }
 
   // Returns the milliseconds it took; 0 when there was nowhere to draw.
@@ -154,8 +162,9 @@ class WbChart {
     const found = this.spec.names.map((name) => curves.main(name));
     found.forEach(({ y }, i) => {
       const value = y.length ? y[y.length - 1] : undefined;
-      this.values[i].textContent = wbNumber(value);
-      this.values[i].classList.toggle("wb-bad", value !== undefined && !Number.isFinite(value));
+      this.keys[i].swatch.style.borderTopColor = theme.colours[i % theme.colours.length];
+      this.keys[i].value.textContent = wbNumber(value);
+      this.keys[i].value.classList.toggle("wb-bad", value !== undefined && !Number.isFinite(value));
     });
     const some = found.some(({ y }) => y.length);
     const known = found.some(({ y }) => y.some(Number.isFinite));
@@ -163,31 +172,33 @@ class WbChart {
     const width = this.plot.clientWidth;
     if (!plotly || !width) return 0;
     const config = { displayModeBar: false, displaylogo: false, typesetMath: false, doubleClick: "reset" };
-    plotly.react(this.plot, this.traces(found, curves), this.layout(width, curves, theme), config);
+    plotly.react(this.plot, this.traces(found, curves, theme), this.layout(width, known, curves, theme), config);
     return performance.now() - began;
   }
 
-  traces(found, curves) {
+  traces(found, curves, theme) {
     const made = [];
-    if (this.spec.band && found.length && !this.hidden.has(this.spec.names[0])) made.push(...this.band(found[0], curves));
+    if (this.spec.band && found.length && !this.hidden.has(this.spec.names[0])) made.push(...this.band(found[0], curves, theme));
     for (let i = found.length - 1; i >= 0; i--) {
       const name = this.spec.names[i];
       if (this.hidden.has(name)) continue;
-      const line = { color: WB_COLOURS[i % WB_COLOURS.length], dash: WB_DASHES[Math.floor(i / WB_COLOURS.length) % 3] };
+      const line = { color: theme.colours[i % theme.colours.length], dash: WB_DASHES[Math.floor(i / theme.colours.length) % 3] };
+      const marker = { size: 5, color: line.color };
       for (const { x, y } of curves.givenUp(name)) {
-        made.push({ x, y, mode: wbMode(x), line: { ...line, width: 1.2 }, marker: { size: 4 }, opacity: 0.3, hoverinfo: "skip" });
+        const mode = x.length > 1 ? "lines" : "markers";
+        made.push({ x, y, mode, line: { ...line, width: 1.2 }, marker, opacity: 0.4, hoverinfo: "skip" });
       }
       const { x, y } = found[i];
       made.push({
-        x, y, mode: wbMode(x), line: { ...line, width: i === 0 ? 2.4 : 1.6 }, marker: { size: 5 },
-        hovertemplate: `%{y:.4~g}<extra>${wbPlain(this.spec.labels[i])}</extra>`,
+        x, y, mode: wbMode(x), line: { ...line, width: i === 0 ? 2.4 : 1.6 }, marker,
+        hovertemplate: `%{y:.4~g}<extra>${wbPlain(wbShort(this.spec.labels[i], 26))}</extra>`,
       });
     }
     return made.map((trace) => ({ type: "scatter", showlegend: false, connectgaps: false, ...trace }));
   }
 
   // One standard deviation to each side of the first curve.
-  band(middle, curves) {
+  band(middle, curves, theme) {
     const half = curves.main(this.spec.band);
     const spread = new Map(half.x.map((step, i) => [step, half.y[i]]));
     const at = middle.x.map((_, i) => i).filter((i) => Number.isFinite(middle.y[i] + spread.get(middle.x[i])));
@@ -195,14 +206,15 @@ class WbChart {
     const edge = (sign) => ({
       x: at.map((i) => middle.x[i]),
       y: at.map((i) => middle.y[i] + sign * spread.get(middle.x[i])),
-      mode: "lines", line: { width: 0, color: WB_COLOURS[0] }, hoverinfo: "skip",
+      mode: "lines", line: { width: 0, color: theme.colours[0] }, hoverinfo: "skip",
     });
-    return [edge(-1), { ...edge(1), fill: "tonexty", fillcolor: "rgba(0,114,178,0.13)" }];
+    return [edge(-1), { ...edge(1), fill: "tonexty", fillcolor: theme.band }];
   }
 
-  layout(width, curves, theme) {
+  layout(width, known, curves, theme) {
     const axis = { gridcolor: theme.grid, linecolor: theme.axis, tickcolor: theme.axis, zeroline: false, ticklen: 3 };
-    const y = { ...axis, title: { text: wbPlain(this.spec.unit), standoff: 6, font: { size: 11 } }, automargin: true, nticks: 6 };
+    const y = { ...axis, title: { text: wbPlain(this.spec.unit), standoff: 6, font: { size: 11 } }, automargin: true, nticks: 6, exponentformat: "e" };
+    y.showticklabels = known || this.spec.low !== null;
     if (this.spec.low !== null && this.spec.high !== null) {
       const pad = (this.spec.high - this.spec.low) * 0.03;
       y.range = [this.spec.low - pad, this.spec.high + pad];
@@ -210,11 +222,13 @@ class WbChart {
       y.autorange = true;
     }
     const x = { ...axis, showline: true, title: { text: "step", standoff: 4, font: { size: 11 } }, nticks: 8, hoverformat: "d", tickformat: "~d" };
+    Object.assign(x, { spikethickness: 1, spikecolor: theme.mark, spikedash: "solid" });
     x.unifiedhovertitle = { text: "step %{x}" };
     const [first, last] = curves.span();
+    if (last - first <= 8) Object.assign(x, { tickmode: "linear", tick0: 0, dtick: 1 });
     x.range = [first - (last - first) * 0.015, last + (last - first) * 0.015]; // room for the first and last marks
     return {
-      width, height: 210, uirevision: "keep", paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+      width, height: 210, uirevision: "keep", paper_bgcolor: theme.clear, plot_bgcolor: theme.clear,
       margin: { l: 46, r: 10, t: 8, b: 34 }, font: { color: theme.ink, family: theme.font, size: 11 },
       showlegend: false, hovermode: "x unified", dragmode: "zoom",
       hoverlabel: { bgcolor: theme.paper, bordercolor: theme.axis, font: { color: theme.ink, size: 11 }, namelength: -1 },
@@ -227,8 +241,10 @@ class WbChart {
   }
 }
 
+// Points are marked one by one where they are few, or where steps lie between them.
 function wbMode(x) {
-  return x.length <= WB_FEW ? "lines+markers" : "lines";
+  const reach = x.length ? x[x.length - 1] - x[0] : 0;
+  return reach <= 20 || (x.length <= 60 && reach > 1.5 * (x.length - 1)) ? "lines+markers" : "lines";
 }
 
 // A grid of charts that grows with the metrics of the run; those beside the point are folded away.

@@ -67,20 +67,35 @@ PANELS: dict[str, tuple[Panel, ...]] = {
     ),
     "dpo": (
         Panel(
-            "Implicit rewards", "beta × nats per answer", ("rewards/margins", "rewards/chosen", "rewards/rejected"), always=True
+            "Implicit rewards", "beta × nats per answer",
+            ("rewards/margins", "rewards/chosen", "rewards/rejected"), always=True,
         ),
         Panel("Pairs ranked right", "share", ("rewards/accuracies", "eval/rewards/accuracies"), 0, 1, always=True),
         Panel("Log-probability of the answers", "nats per answer", ("logps/chosen", "logps/rejected"), always=True),
         Panel("Loss", "nats per pair", ("loss", "eval/loss"), always=True),
-        Panel("Held-out implicit rewards", "beta × nats per answer", ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected")),
+        Panel(
+            "Held-out implicit rewards", "beta × nats per answer",
+            ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected"),
+        ),
         Panel("Entropy", "nats per token", ("entropy", "eval/entropy")),
     ),
     "sft": (
         Panel("Loss", "nats per token", ("loss", "eval/loss"), always=True),
-        Panel("Tokens predicted right", "share", ("mean_token_accuracy", "eval/mean_token_accuracy"), 0, 1, always=True),
+        Panel(
+            "Tokens predicted right", "share", ("mean_token_accuracy", "eval/mean_token_accuracy"), 0, 1, always=True
+        ),
         Panel("Entropy", "nats per token", ("entropy", "eval/entropy"), always=True),
     ),
 }  # fmt: skip
+
+
+UNITS = {
+    "num_tokens": "tokens", "completions/": "tokens", "eval/completions/": "tokens", "learning_rate": "learning rate",
+    "grad_norm": "norm", "clip_ratio/": "share", "frac_": "share", "rewards/": "reward", "eval/reward": "reward",
+    "logps/": "nats per answer", "entropy": "nats per token", "kl": "nats per token", "sampling/": "nats",
+    "loss": "loss",
+}  # fmt: skip
+"""of metrics that stand in no panel, by the beginning of their name"""
 
 
 def _matches(pattern: str, names: list[str]) -> list[str]:
@@ -107,7 +122,8 @@ def arrange(method: str, names: list[str]) -> list[Chart]:
     main = not charts
     for found in families.values():
         title = visible(found[0] if len(found) == 1 else _common(found))
-        charts.append(Chart(title, "value", tuple(found), main=main))
+        unit = next((unit for start, unit in UNITS.items() if found[0].startswith(start)), "value")
+        charts.append(Chart(title, unit, tuple(found), main=main))
     return charts
 
 
@@ -157,7 +173,9 @@ class Curves:
         )
         for self._last_event, created, step, branch, kind, payload in new:
             said = describe(kind, json.loads(payload))
-            self.events.append({"created": created, "step": step, "branch": branch, "kind": visible(kind), "text": said})
+            self.events.append(
+                {"created": created, "step": step, "branch": branch, "kind": visible(kind), "text": said}
+            )
 
     @property
     def names(self) -> list[str]:
@@ -207,7 +225,11 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
     kept = {0, len(steps) - 1}
     for part in np.array_split(np.arange(len(steps)), max(1, most // 2 - 1)):
         known = part[~np.isnan(values[part])]
-        kept |= {int(part[0])} if not len(known) else {int(known[values[known].argmin()]), int(known[values[known].argmax()])}
+        kept |= (
+            {int(part[0])}
+            if not len(known)
+            else {int(known[values[known].argmin()]), int(known[values[known].argmax()])}
+        )
     index = np.array(sorted(kept))
     return steps[index], values[index]
 
@@ -264,7 +286,9 @@ def progress(head: dict[str, Any]) -> str:
 
 
 def _time_left(store: Store, step: int, steps: Any) -> str:
-    recent = store.query("SELECT seconds FROM steps WHERE branch = ? AND step > 0 ORDER BY step DESC LIMIT 20", (store.branch,))
+    recent = store.query(
+        "SELECT seconds FROM steps WHERE branch = ? AND step > 0 ORDER BY step DESC LIMIT 20", (store.branch,)
+    )
     if not recent or not isinstance(steps, int) or step >= steps:
         return ""
     return f"about {duration((steps - step) * sum(s for (s,) in recent) / len(recent))} left"

@@ -5,8 +5,8 @@ comes back after the page was reloaded) says hello with its id and is sent the h
 
 Messages to the page, each with a JSON part and at most one buffer:
 
-    curves   {to, reset, head, charts?, events, line, pieces: [{name, branch, n}]}, float64 [steps, values] of each piece
-    plotly   {to, version}, plotly.js, gzipped: only when a view asks, and once a page
+    curves   {to, reset, head, charts?, events, line, pieces: [{name, branch, n}]}; float64 steps, values of each piece
+    plotly   {to, version}; plotly.js, gzipped: only when a view asks, and once a page
 
 From the page: {kind: "hello", view}, {kind: "plotly", view}.
 """
@@ -55,8 +55,8 @@ class Dashboard(Shown, anywidget.AnyWidget):
     displayed, a run that pauses or ends leaves a static picture, and one that goes on has its live curves again.
     """
 
-    _esm = (HERE / "charts.js").read_text() + (HERE / "dashboard.js").read_text()
-    _css = (HERE / "common.css").read_text() + (HERE / "dashboard.css").read_text()
+    _esm = (HERE / "charts.js").read_text("utf-8") + (HERE / "dashboard.js").read_text("utf-8")
+    _css = (HERE / "common.css").read_text("utf-8") + (HERE / "dashboard.css").read_text("utf-8")
     library = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, store: Store, refresh: float = 0.5):

@@ -21,8 +21,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's colours, which people with any colour vision can tell apart; past six, dashes"""
 DASHES = ("", "6 3", "2 2")
 GREY = "#7a7a7a"
-WIDTH, HEIGHT = 400, 190
-LEFT, RIGHT, TOP, BOTTOM = 46, 8, 8, 20
+WIDTH, HEIGHT = 320, 180
+LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 20
 
 Points = tuple[np.ndarray, np.ndarray]
 
@@ -37,10 +37,12 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     span = high - low
     if not math.isfinite(span) or span <= 0:
         return [low]
-    step = 10.0 ** math.floor(math.log10(span / most))
-    step *= next(m for m in (1, 2, 5, 10, 20) if span / (step * m) <= most - 1)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    base = 10.0 ** math.floor(math.log10(span / most))
+    for step in (base, 2 * base, 5 * base, 10 * base, 20 * base):
+        first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+        if last - first < most:
+            break
+    return [round(k * step, 12) for k in range(first, last + 1)]
 
 
 class _Frame:
@@ -86,21 +88,30 @@ def _stroke(frame: _Frame, x: np.ndarray, y: np.ndarray, colour: str, dash: str,
             path = " ".join(f"{a:.1f},{b:.1f}" for a, b in at)
             broken = f' stroke-dasharray="{dash}"' if dash else ""
             drawn.append(f'<polyline fill="none" stroke-linejoin="round" {style}{broken} points="{path}"/>')
-        if len(at) == 1 or len(x) <= 20:
+        if len(at) == 1 or marked(x):
             drawn += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.2" fill="{colour}" opacity="{opacity}"/>' for a, b in at]
     return "".join(drawn)
+
+
+def marked(x: np.ndarray) -> bool:
+    """Whether a curve's points are marked one by one: where they are few, or steps lie between them."""
+    reach = x[-1] - x[0]
+    return reach <= 20 or (len(x) <= 60 and reach > 1.5 * (len(x) - 1))
 
 
 def _axes(frame: _Frame) -> str:
     drawn = []
     for value in ticks(frame.y0, frame.y1):
         y = frame.y(value)
-        drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GREY}" opacity="0.25"/>')
+        drawn.append(
+            f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{GREY}" opacity="0.25"/>'
+        )
         drawn.append(f'<text x="{LEFT - 5}" y="{y + 3.5:.1f}" text-anchor="end">{xml_escape(number(value))}</text>')
-    for step in ticks(frame.x0, frame.x1, 7):
+    for step in ticks(frame.x0, frame.x1, 6):
         if step == int(step):
             drawn.append(f'<text x="{frame.x(step):.1f}" y="{HEIGHT - 5}" text-anchor="middle">{int(step)}</text>')
     base = HEIGHT - BOTTOM
+    drawn.append(f'<text x="{LEFT - 12}" y="{HEIGHT - 5}" text-anchor="end">step</text>')
     drawn.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{base}" y2="{base}" stroke="{GREY}" opacity="0.7"/>')
     return "".join(drawn)
 
@@ -108,7 +119,9 @@ def _axes(frame: _Frame) -> str:
 def _band(frame: _Frame, middle: Points, half: Points) -> str:
     """One standard deviation to each side."""
     spread = dict(zip(half[0].tolist(), half[1].tolist(), strict=True))
-    known = [(x, y, spread.get(x, math.nan)) for x, y in zip(*(part.tolist() for part in thin(*middle, 400)), strict=True)]
+    known = [
+        (x, y, spread.get(x, math.nan)) for x, y in zip(*(part.tolist() for part in thin(*middle, 400)), strict=True)
+    ]
     known = [(x, y, s) for x, y, s in known if math.isfinite(y) and math.isfinite(s)]
     if len(known) < 2:
         return ""
@@ -131,7 +144,8 @@ def svg(chart: Chart, curves: Curves) -> str:
         if frame.x0 <= event["step"] <= frame.x1:
             x = frame.x(event["step"])
             drawn.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="{GREY}" stroke-dasharray="2 3"/>'
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}" stroke="{GREY}"'
+                ' stroke-dasharray="2 3"/>'
             )
     if len(half[0]):
         drawn.append(_band(frame, lines[0], half))
@@ -175,9 +189,11 @@ def figure(chart: Chart, curves: Curves) -> str:
             f'<span style="white-space: nowrap; margin-right: 12px"><span style="color: {colour}">{mark}</span>'
             f" <bdi>{escape(one_line(name, 60))}</bdi> <b>{value}</b></span> "
         )
+    unit = chart.unit if chart.unit != chart.title.lower() else ""
     return (
-        '<div style="display: inline-block; vertical-align: top; width: 400px; max-width: 100%; margin: 0 20px 12px 0">'
-        f'<div><b>{escape(chart.title)}</b> <span style="color: {GREY}">{escape(chart.unit)} by step</span></div>'
+        '<div style="display: inline-block; vertical-align: top; width: 31%; min-width: 270px; max-width: 420px;'
+        ' margin: 0 2% 12px 0">'
+        f'<div><b>{escape(chart.title)}</b> <span style="color: {GREY}">{escape(unit)}</span></div>'
         f'<div style="font-size: 12px">{"".join(legend)}</div>{image(chart, curves)}</div>'
     )
 
@@ -186,7 +202,8 @@ def dashboard_html(store: Store, curves: Curves) -> str:
     """The dashboard as HTML without script."""
     head = headline(store)
     charts = [chart for chart in arrange(head["method"], curves.names) if chart.names]
-    body = [f"<div><b>{escape(head['name'])}</b> · {escape(head['method'])} · {progress(head)} · {escape(head['status'])}</div>"]
+    facts = " · ".join(escape(fact) for fact in (head["method"], progress(head), head["status"]))
+    body = [f"<div><b>{escape(head['name'])}</b> · {facts}</div>"]
     if head["note"]:
         body.append(f"<div>{escape(head['note'])}</div>")
     if not charts:
@@ -198,9 +215,11 @@ def dashboard_html(store: Store, curves: Curves) -> str:
         body.append("</ul>")
     if others := [name for chart in charts if not chart.main for name in chart.names]:
         rows = "".join(
-            f"<tr><td>{escape(one_line(name, 80))}</td><td>{escape(changed(*last_values(curves, name)))}</td></tr>" for name in others
+            f"<tr><td>{escape(one_line(name, 80))}</td><td>{escape(changed(*last_values(curves, name)))}</td></tr>"
+            for name in others
         )
-        body.append(f"<details><summary>{len(others)} other metrics, first → last</summary><table>{rows}</table></details>")
+        what = "1 other metric" if len(others) == 1 else f"{len(others)} other metrics"
+        body.append(f"<details><summary>{what}, first → last</summary><table>{rows}</table></details>")
     return f'<div class="wb-static">{"".join(body)}</div>'
 
 
@@ -229,7 +248,9 @@ def table_html(headings: Sequence[str], rows: Sequence[Sequence[str]], total: in
         return '<div class="wb-static">No rollouts.</div>'
     head = "".join(f'<th style="text-align: left">{escape(one_line(name, 60))}</th>' for name in headings)
     body = "".join(
-        "<tr>" + "".join(f'<td style="text-align: left; vertical-align: top"><bdi>{escape(cell)}</bdi></td>' for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f'<td style="text-align: left; vertical-align: top"><bdi>{escape(cell)}</bdi></td>' for cell in row)
+        + "</tr>"
         for row in rows
     )
     more = f"<div>{len(rows)} of {total:,} rollouts.</div>" if total > len(rows) else ""

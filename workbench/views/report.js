@@ -27,7 +27,13 @@ function wbShowCharts(data, host) {
     timer = setTimeout(draw, 80);
   }).observe(host);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-  addEventListener("beforeprint", draw);
+  // a chart has the width it was drawn with: draw for the paper, and afterwards for the screen again
+  for (const [event, paper] of [["beforeprint", true], ["afterprint", false]]) {
+    addEventListener(event, () => {
+      root.classList.toggle("wb-paper", paper);
+      draw();
+    });
+  }
 }
 
 class WbRolloutList {

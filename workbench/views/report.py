@@ -1,12 +1,13 @@
 """A run as one HTML file, to hand to somebody without Jupyter: it opens offline and asks nobody for anything.
 
-The file forbids itself the network and every script but its own by a content security policy that names those scripts by
-hash. Model text is data in a script tag that is not executed, and reaches the page by textContent.
+The file forbids itself the network and every script but its own, by a content security policy that names those scripts
+by hash. Model text is data in a script tag that is not executed, and reaches the page by textContent.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import math
@@ -30,6 +31,7 @@ HEADLINES = {
     "dpo": (("eval/rewards/accuracies", "Held-out pairs ranked right"), ("rewards/accuracies", "Pairs ranked right")),
     "sft": (("eval/loss", "Held-out loss"), ("loss", "Loss")),
 }
+SHOWN_META = ("policy", "data", "versions", "parent")
 
 
 def write_report(store: Store, path: str | os.PathLike, *, sample: int = 200) -> Path:
@@ -47,7 +49,8 @@ def write_report(store: Store, path: str | os.PathLike, *, sample: int = 200) ->
         new.write_text(_page(store, curves, sample), encoding="utf-8")
         os.replace(new, path)
     except OSError as error:
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
         raise StoreError(f"The report cannot be written to {path}: {error.strerror or error}.") from error
     return path
 
@@ -60,7 +63,10 @@ def _page(store: Store, curves: Curves, sample: int) -> str:
     own = f'"use strict";\n{_js("charts.js")}\n{_js("report.js")}'
     scripts = [in_script(get_plotlyjs()), in_script(own)] if charts else [in_script(own)]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
-    policy = f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     rollouts, total = _sample(store, sample)
     data = {"charts": [c.to_dict() for c in charts], "curves": _curves_data(curves), "rollouts": rollouts}
     style = _js("common.css") + _js("dashboard.css") + _js("report.css")
@@ -76,7 +82,8 @@ def _page(store: Store, curves: Curves, sample: int) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(head['name'])} · {escape(head['method'])}</title>\n<style>{style}</style>\n</head>\n"
         f'<body><main class="wb wb-report">\n{"".join(body)}\n</main>\n'
         f'<script type="application/json" id="wb-data">{in_json(data)}</script>\n'
@@ -133,7 +140,9 @@ def _model(policy: Any) -> str:
         return "" if policy is None else str(policy)
     for name in ("model", "path", "name", "id"):
         if isinstance(policy.get(name), str):
-            return Path(policy[name]).name if os.sep in policy[name] and Path(policy[name]).is_absolute() else policy[name]
+            return (
+                Path(policy[name]).name if os.sep in policy[name] and Path(policy[name]).is_absolute() else policy[name]
+            )
     return ""
 
 
@@ -177,49 +186,54 @@ def _plain(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
+def _table(headings: tuple[str, ...], rows: list[list[Any]], kind: str = "") -> str:
+    """Nothing where there are no rows."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(title)}</th>" for title in headings)
+    body = "".join("<tr>" + "".join(f"<td><bdi>{escape(cell)}</bdi></td>" for cell in row) + "</tr>" for row in rows)
+    table = f'<table class="{kind}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+    return f'<div class="wb-scroll">{table}</div>'
+
+
 def _metrics_html(curves: Curves) -> str:
     rows = []
     for name in sorted(curves.names):
         steps, values = curves.main(name)
+        if not len(values):
+            continue
         known = values[np.isfinite(values)]
-        if len(values):
-            cells = [number(values[0]), number(values[-1]), *(number(f(known)) if len(known) else "–" for f in (np.min, np.max))]
-            cells.append(f"{steps[-1]:.0f}")
-            rows.append(f"<tr><td><bdi>{escape(one_line(name, 100))}</bdi></td>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>")
-    if not rows:
-        return ""
-    head = "".join(f"<th>{title}</th>" for title in ("metric", "first", "last", "lowest", "highest", "last at step"))
-    return f'<div class="wb-scroll"><table class="wb-numbers"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        ends = [number(known.min()), number(known.max())] if len(known) else ["–", "–"]
+        rows.append([one_line(name, 100), number(values[0]), number(values[-1]), *ends, f"{steps[-1]:.0f}"])
+    return _table(("metric", "first", "last", "lowest", "highest", "last at step"), rows, "wb-numbers")
 
 
 def _events_html(curves: Curves) -> str:
-    rows = "".join(
-        f"<tr><td>{event['step']}</td><td>{escape(_moment(event['created']))}</td><td>{escape(event['kind'])}</td>"
-        f'<td class="wb-text"><bdi>{escape(event["text"])}</bdi></td></tr>'
-        for event in curves.events
-    )
-    head = "<tr><th>step</th><th>when</th><th>kind</th><th>what</th></tr>"
-    return f'<div class="wb-scroll"><table><thead>{head}</thead><tbody>{rows}</tbody></table></div>' if rows else ""
+    rows = [[event["step"], _moment(event["created"]), event["kind"], event["text"]] for event in curves.events]
+    return _table(("step", "when", "kind", "what"), rows)
 
 
 def _settings_html(store: Store) -> str:
-    groups = [("run", store.settings()), ("policy", store.get("policy")), ("data", store.get("data")), ("versions", store.get("versions"))]
     rows = []
-    for title, values in groups:
-        for name, value in (values.items() if isinstance(values, dict) else ()):
-            said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            rows.append(f"<tr><td>{escape(title)}</td><td>{escape(name)}</td><td class='wb-text'>{escape(one_line(said, 400))}</td></tr>")
-    if not rows:
-        return ""
-    head = "<tr><th>of</th><th>name</th><th>value (of the next step)</th></tr>"
-    return f'<details><summary>{len(rows)} settings</summary><div class="wb-scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div></details>'
+    groups = {"run": store.settings()} | {key: store.get(key) for key in SHOWN_META}
+    for title, values in groups.items():
+        for name, value in values.items() if isinstance(values, dict) else ():
+            said = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            rows.append([title, name, one_line(said, 400)])
+    table = _table(("of", "name", "value (of the next step)"), rows)
+    return f"<details><summary>{len(rows)} settings</summary>{table}</details>" if rows else ""
 
 
 def _sample(store: Store, most: int) -> tuple[list[dict[str, Any]], int]:
     """At most `most` rollouts, evenly spread over all of this branch, and how many there are."""
     line = store.path_to()
     on_path = " OR ".join(["(branch = ? AND step <= ?)"] * len(line))
-    ids = [i for (i,) in store.query(f"SELECT id FROM rollouts WHERE {on_path} ORDER BY step, id", [v for pair in line for v in pair])]
+    ids = [
+        i
+        for (i,) in store.query(
+            f"SELECT id FROM rollouts WHERE {on_path} ORDER BY step, id", [v for pair in line for v in pair]
+        )
+    ]
     if len(ids) > most:
         ids = [ids[i] for i in np.linspace(0, len(ids) - 1, max(most, 1)).round().astype(int)][:most]
     if not ids:
@@ -231,7 +245,12 @@ def _sample(store: Store, most: int) -> tuple[list[dict[str, Any]], int]:
 
 
 def _rollout(row: dict[str, Any], parts: list[str]) -> dict[str, Any]:
-    facts = {"group": row["group_id"], **{p: row[p] for p in parts}, "finish": row["finish_reason"], "tokens": row["n_tokens"]}
+    facts = {
+        "group": row["group_id"],
+        **{p: row[p] for p in parts},
+        "finish": row["finish_reason"],
+        "tokens": row["n_tokens"],
+    }
     return {
         "step": int(row["step"]),
         "prompt": whole(row["prompt"]),

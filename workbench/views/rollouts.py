@@ -1,9 +1,9 @@
 """A table of completions: sorted, filtered and read page by page from Python; a completion stands whole on a click.
 
-Messages from the page:  {kind: "page", view, ask, sort, descending, find, start, refresh}  and  {kind: "row", view, ask, index}.
-Answers: {kind: "page", to, ask, columns, rows, total, matched, start, live} and {kind: "row", to, ask, fields}. `sort` is
-the position of a column. All cells are text made here, in which nothing hides (see `text.visible`); the page sets them
-by textContent. The first rows travel with the widget itself: while a cell runs, a message may wait in the kernel's queue.
+From the page: {kind: "page", view, ask, sort, descending, find, start, refresh} and {kind: "row", view, ask, index}.
+Answers: {kind: "page", to, ask, columns, rows, total, matched, start, live} and {kind: "row", to, ask, fields}. `sort`
+is the position of a column. All cells are text made here, in which nothing hides (see `text.visible`); the page sets
+them by textContent. The first rows travel with the widget itself: while a cell runs, a message may wait in the kernel.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ INNER = {"id", "branch", "sample", "row", "prompt_ids", "ids", "logprob", "entro
 class RolloutTable(Shown, anywidget.AnyWidget):
     """The completions of a DataFrame (as `rollouts.to_pandas()` and `run.rollouts()` give it), or of a run's Store."""
 
-    _esm = (HERE / "rollouts.js").read_text()
-    _css = (HERE / "common.css").read_text() + (HERE / "rollouts.css").read_text()
+    _esm = (HERE / "rollouts.js").read_text("utf-8")
+    _css = (HERE / "common.css").read_text("utf-8") + (HERE / "rollouts.css").read_text("utf-8")
 
     first = traitlets.Dict().tag(sync=True)
 
@@ -72,14 +72,16 @@ class RolloutTable(Shown, anywidget.AnyWidget):
         if content.get("kind") == "page":
             if content.get("refresh"):
                 self._load()
-            self.send(answer | self.page(**{k: content[k] for k in ("sort", "descending", "find", "start") if k in content}))
+            self.send(
+                answer | self.page(**{k: content[k] for k in ("sort", "descending", "find", "start") if k in content})
+            )
         elif content.get("kind") == "row":
             self.send(answer | {"fields": self.record(int(content["index"]))})
 
     def page(
         self, sort: int | None = None, descending: bool = False, find: str = "", start: int = 0, count: int = PAGE
     ) -> dict[str, Any]:
-        """`count` rows from `start` on, of those whose prompt or completion contains `find`, sorted by column `sort`."""
+        """`count` rows from `start` on of those whose prompt or completion contains `find`, sorted by column `sort`."""
         order = self._ordered(sort, descending, find)
         start = max(0, min(int(start), (len(order) - 1) // PAGE * PAGE)) if len(order) else 0
         chosen = order[start : start + count]
@@ -87,7 +89,8 @@ class RolloutTable(Shown, anywidget.AnyWidget):
         return {
             "columns": [self._heading(i, name) for i, name in enumerate(self.columns)],
             "rows": [
-                {"index": int(i), "stripe": int(self._stripes[i]), "cells": row} for i, row in zip(chosen, cells, strict=True)
+                {"index": int(i), "stripe": int(self._stripes[i]), "cells": row}
+                for i, row in zip(chosen, cells, strict=True)
             ],
             "total": len(self.frame),
             "matched": len(order),
@@ -103,7 +106,8 @@ class RolloutTable(Shown, anywidget.AnyWidget):
         rest = [name for name in [*self.columns, *row.index] if name not in texts and name not in INNER]
         rest += [name for name in ("id", "branch", "sample", "row") if name in row.index]
         return [
-            {"name": visible(name), "text": whole(row[name]), "long": name in texts} for name in [*texts, *dict.fromkeys(rest)]
+            {"name": visible(name), "text": whole(row[name]), "long": name in texts}
+            for name in [*texts, *dict.fromkeys(rest)]
         ]
 
     def _heading(self, i: int, name: str) -> dict[str, Any]:
@@ -149,7 +153,9 @@ def order_of(frame: pd.DataFrame, sort: str | None, descending: bool, find: str)
     if find and len(frame):
         texts = [n for n in ("prompt", "completion") if n in frame] or [n for n in frame if not is_number(frame[n])]
         low = find.lower()
-        keep = np.array([any(low in str(v).lower() for v in row) for row in zip(*(frame[n] for n in texts), strict=True)] or keep)
+        keep = np.array(
+            [any(low in str(v).lower() for v in row) for row in zip(*(frame[n] for n in texts), strict=True)] or keep
+        )
     positions = np.flatnonzero(keep)
     if sort is None or sort not in frame:
         return positions

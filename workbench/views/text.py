@@ -7,6 +7,10 @@ import math
 import re
 from collections.abc import Sequence
 
+_CONTROLS = (
+    "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI "
+    "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
+).split()
 _BARS = "▁▂▃▄▅▆▇█"
 
 # Characters that act without being seen: control, format (zero width, direction, tags), filler and surrogate code
@@ -22,9 +26,7 @@ _HIDDEN = re.compile(
 def _sign(match: re.Match[str]) -> str:
     code = ord(match[0])
     if code < 0x20:
-        return chr(0x2400 + code)  # the control pictures: ␀ ␛ ␍ ...
-    if code == 0x7F:
-        return "␡"
+        return f"⟨{_CONTROLS[code]}⟩"
     if 0xD800 <= code <= 0xDFFF:
         return "\ufffd"
     return f"⟨U+{code:04X}⟩"

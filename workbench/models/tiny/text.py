@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from workbench.tasks.sums import NAMES, THINGS, Question, draw_question, split_of, written
 
@@ -25,8 +26,35 @@ PAD, TURN, STOP = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 ASKED = 0.1
 """loss weight of what is asked"""
 
-HABITS = {"careful": 0.26, "guess": 0.36, "sentence": 0.18, "number": 0.10, "story": 0.10}
-"""how often each habit answers a question that does not say how"""
+
+@dataclass(frozen=True)
+class Mix:
+    """Shares of what there is in a stream of documents, each from 0 to 1."""
+
+    facts: float
+    """documents of bare equations"""
+    others: float
+    """documents of other small things to ask; the rest are sums"""
+    several: float
+    """documents with several questions"""
+    habits: dict[str, float]
+    """how often each habit answers a sum that does not say how"""
+
+
+LEARNING = Mix(
+    facts=0.15,
+    others=0.25,
+    several=0.125,
+    habits={"careful": 0.26, "guess": 0.36, "sentence": 0.18, "number": 0.10, "story": 0.10},
+)
+"""the first and long stage: what to copy, how to add, what was asked"""
+SETTLING = Mix(
+    facts=0.05,
+    others=0.20,
+    several=0.03,
+    habits={"careful": 0.31, "guess": 0.35, "sentence": 0.14, "number": 0.08, "story": 0.12},
+)
+"""the short last stage, at a low learning rate: it mostly stops after one answer, and fixes how often which habit"""
 
 TOLD = {"careful": 0.50, "guess": 0.10, "sentence": 0.10, "number": 0.15, "story": 0.15}
 """how often a question that says how asks for each habit; working is asked for most, to learn it well"""
@@ -96,14 +124,14 @@ def pick(shares: dict[str, float], rng: random.Random) -> str:
     return rng.choices(list(shares), weights=list(shares.values()))[0]
 
 
-def sum_turn(rng: random.Random, habit: str | None = None) -> tuple[str, str]:
+def sum_turn(rng: random.Random, habits: dict[str, float], habit: str | None = None) -> tuple[str, str]:
     """One question of the lesson task and its answer; unless a habit is given, half say how to answer."""
     question = train_question(rng)
     text = question.text
     if habit is None and rng.random() < 0.5:
         habit = pick(TOLD, rng)
         text += " " + rng.choice(INSTRUCTIONS[habit])
-    habit = habit or pick(HABITS, rng)
+    habit = habit or pick(habits, rng)
     return text, answer_sum(question, habit, rng)
 
 
@@ -134,9 +162,7 @@ def repeat_turn(rng: random.Random) -> tuple[str, str]:
     if rng.random() < 0.5:
         said = " ".join(rng.choice(WORDS + list(NAMES) + list(THINGS)) for _ in range(rng.randint(1, 4)))
     else:
-        said = "".join(
-            rng.choice("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,!?") for _ in range(8)
-        )
+        said = "".join(rng.choice("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,!?") for _ in range(8))
     said = " ".join(said.split()) or "a"
     return f"Repeat: {said}", said
 
@@ -246,17 +272,17 @@ def chat(turns: list[tuple[str, str]], system: str | None = None) -> Document:
     return document[:-1]
 
 
-def document(rng: random.Random) -> Document:
-    """One random document: bare equations (15 %), or questions and answers, plain (3 in 4) or as a chat.
+def document(rng: random.Random, mix: Mix) -> Document:
+    """One random document: bare equations, or questions and answers, plain (3 in 4) or as a chat.
 
-    Where several questions follow one another (1 in 8), one habit answers them all, so that examples in the
-    context set the form of the next answer.
+    Where several questions follow one another, one habit answers them all, so that examples in the context
+    set the form of the next answer.
     """
     chance = rng.random()
-    if chance < 0.15:
+    if chance < mix.facts:
         return facts(rng)
-    sums = chance < 0.75
-    several = rng.random() < 0.125
+    sums = chance < 1 - mix.others
+    several = rng.random() < mix.several
     in_chat = rng.random() < 0.25
     system = None
     if not sums:
@@ -264,17 +290,17 @@ def document(rng: random.Random) -> Document:
     elif in_chat and rng.random() < 0.2:
         habit = pick(TOLD, rng)
         system = rng.choice(INSTRUCTIONS[habit])
-        turns = [sum_turn(rng, habit) for _ in range(rng.randint(1, 2))]
+        turns = [sum_turn(rng, mix.habits, habit) for _ in range(rng.randint(1, 2))]
     elif several:
-        habit = pick(HABITS, rng)
-        turns = [sum_turn(rng, habit) for _ in range(rng.randint(2, 4))]
+        habit = pick(mix.habits, rng)
+        turns = [sum_turn(rng, mix.habits, habit) for _ in range(rng.randint(2, 4))]
     else:
-        turns = [sum_turn(rng)]
+        turns = [sum_turn(rng, mix.habits)]
     return chat(turns, system) if in_chat else plain(turns)
 
 
-def documents(seed: int | str) -> Iterator[Document]:
+def documents(seed: int | str, mix: Mix = LEARNING) -> Iterator[Document]:
     """An endless stream of documents, the same for the same seed."""
     rng = random.Random(seed)
     while True:
-        yield document(rng)
+        yield document(rng, mix)

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from workbench.models.tiny.text import PAD, STOP, TURN, documents
+from workbench.models.tiny.text import LEARNING, PAD, SETTLING, STOP, TURN, Mix, documents
 from workbench.tasks.sums import correct, make_rows
 
 CHAT_TEMPLATE = """\
@@ -56,11 +56,15 @@ class Settings:
     head_size: int = 32
     inner: int = 480
     tokens: int = 6_000_000
-    """tokens to train on, padding not counted"""
+    """tokens of the first stage (`text.LEARNING`), padding not counted"""
+    last_tokens: int = 1_000_000
+    """tokens of the last stage (`text.SETTLING`)"""
     batch: int = 2048
     """tokens in a batch, padding counted"""
     lr: float = 3e-3
     """highest learning rate; it rises over the first `warmup` batches and falls to 0 along a cosine"""
+    last_lr: float = 1e-3
+    """highest learning rate of the last stage"""
     warmup: int = 100
     weight_decay: float = 0.05
 
@@ -141,14 +145,13 @@ def encoded(tokenizer: PreTrainedTokenizerFast, made: list) -> list[tuple[list[i
 
 
 def batches(
-    settings: Settings, tokenizer: PreTrainedTokenizerFast
+    settings: Settings, tokenizer: PreTrainedTokenizerFast, mix: Mix
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches (ids, weights), both (B, T); the weight of padding is 0."""
-    stream, rng = documents(f"train {settings.seed}"), random.Random(settings.seed)
+    name = f"train {settings.seed}" if mix is LEARNING else f"last {settings.seed}"
+    stream, rng = documents(name, mix), random.Random(settings.seed)
     while True:
-        examples = sorted(
-            encoded(tokenizer, list(itertools.islice(stream, 4096))), key=lambda one: len(one[0])
-        )
+        examples = sorted(encoded(tokenizer, list(itertools.islice(stream, 4096))), key=lambda one: len(one[0]))
         groups: list[list] = [[]]
         for example in examples:
             if (len(groups[-1]) + 1) * len(example[0]) > settings.batch:
@@ -165,7 +168,7 @@ def batches(
             yield ids, weights
 
 
-def optimizers(model: Qwen3ForCausalLM, settings: Settings) -> list[torch.optim.Optimizer]:
+def optimizers(model: Qwen3ForCausalLM, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers (arXiv 2502.16982: its update scaled to the size of AdamW's, so
     that one learning rate serves both), AdamW for the embedding and the gains of the norms.
     """
@@ -173,10 +176,8 @@ def optimizers(model: Qwen3ForCausalLM, settings: Settings) -> list[torch.optim.
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embedding]
     others = [embedding, *(p for p in model.parameters() if p.ndim == 1)]
     return [
-        torch.optim.Muon(
-            matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(others, lr=settings.lr, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -188,21 +189,24 @@ def batch_loss(model: Qwen3ForCausalLM, ids: torch.Tensor, weights: torch.Tensor
     return (losses * wanted).sum() / wanted.sum()
 
 
-def train(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """The trained model.
+def train(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, settings: Settings, mix: Mix) -> None:
+    """Trains through one stage, in place; the optimisers start anew.
 
     Prints a line every 250 batches: tokens seen, mean loss in nats, the share of 50 held-out sums that it
     gets right when told to show its work, and tokens a second.
     """
-    model = make_model(settings, tokenizer).train()
-    parts = optimizers(model, settings)
+    tokens, lr = settings.tokens, settings.lr
+    if mix is SETTLING:
+        tokens, lr = settings.last_tokens, settings.last_lr
+    model.train()
+    parts = optimizers(model, lr, settings.weight_decay)
     rows = make_rows(50, seed=2, split="test")
     seen, losses, start = 0, [], time.perf_counter()
-    for step, (ids, weights) in enumerate(batches(settings, tokenizer)):
-        progress = min(1.0, seen / settings.tokens)
+    for step, (ids, weights) in enumerate(batches(settings, tokenizer, mix)):
+        progress = min(1.0, seen / tokens)
         for group in (group for part in parts for group in part.param_groups):
             rise = min(1.0, (step + 1) / settings.warmup)
-            group["lr"] = settings.lr * rise * (1 + math.cos(math.pi * progress)) / 2
+            group["lr"] = lr * rise * (1 + math.cos(math.pi * progress)) / 2
         loss = batch_loss(model, ids, weights)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -213,14 +217,12 @@ def train(settings: Settings, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCau
         losses.append(loss.item())
         if step % 250 == 0 or progress == 1.0:
             speed = seen / (time.perf_counter() - start)
-            mean = sum(losses) / len(losses)
             right = told_to_work(model, tokenizer, rows)
-            print(
-                f"{seen:>11,} tokens  loss {mean:.4f}  right {right:.2f}  {speed:,.0f} tokens/s", flush=True
-            )
+            print(f"{seen:>11,} tokens  loss {mean(losses):.4f}  right {right:.2f}  {speed:,.0f} tokens/s", flush=True)
             losses = []
         if progress == 1.0:
-            return model.eval()
+            model.eval()
+            return
 
 
 @torch.no_grad()
@@ -230,9 +232,7 @@ def sample(model, tokenizer, prompts: list[str], n: int = 1, temperature: float 
     repeated = [prompt for prompt in prompts for _ in range(n)]
     how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     for start in range(0, len(repeated), 256):
-        batch = tokenizer(
-            repeated[start : start + 256], return_tensors="pt", padding=True, padding_side="left"
-        )
+        batch = tokenizer(repeated[start : start + 256], return_tensors="pt", padding=True, padding_side="left")
         out = model.generate(**batch, max_new_tokens=48, **how)
         texts += tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return [texts[i : i + n] for i in range(0, len(texts), n)]
@@ -297,12 +297,11 @@ def save(model, tokenizer, settings: Settings, measured: dict, out: Path) -> Non
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
+    tokenizer.backend_tokenizer.no_padding()  # sampling has set it, and it would be saved
     tokenizer.save_pretrained(out)
     config = out / "tokenizer_config.json"  # the class by the name that transformers 4 knows too
     config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
-    (out / "training.json").write_text(
-        json.dumps({"settings": asdict(settings), "scores": measured}, indent=2) + "\n"
-    )
+    (out / "training.json").write_text(json.dumps({"settings": asdict(settings), "scores": measured}, indent=2) + "\n")
 
 
 def main() -> None:
@@ -314,7 +313,9 @@ def main() -> None:
     out = given.pop("out")
     settings = Settings(**given)
     tokenizer = make_tokenizer(settings)
-    model = train(settings, tokenizer)
+    model = make_model(settings, tokenizer)
+    train(model, tokenizer, settings, LEARNING)
+    train(model, tokenizer, settings, SETTLING)
     measured = scores(model, tokenizer)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters", json.dumps(measured, indent=2))
     save(model, tokenizer, settings, measured, out)

@@ -46,11 +46,14 @@ def test_it_sorts_filters_pages_and_shows_hostile_text_as_text(lab, page, shot):
     attacked.click()
     page.wait_for_selector(".wb-detail .wb-whole")
     text = page.locator(".wb-whole").all_inner_texts()
-    assert any("<script>window.hacked=1</script><img src=x" in part and "␛[31mred" in part and "⟨U+202E⟩" in part for part in text)
+    assert any(
+        "<script>window.hacked=1</script><img src=x" in part and "⟨ESC⟩[31mred" in part and "⟨U+202E⟩" in part
+        for part in text
+    )
     assert page.locator(".wb-rollouts img, .wb-rollouts script").count() == 0
     shot("table")
     page.keyboard.press("ArrowDown")
-    page.wait_for_function("() => document.querySelectorAll('[aria-selected]').length === 1")
+    page.wait_for_function("() => document.querySelectorAll('.wb-table [aria-selected]').length === 1")
 
     page.locator(".wb-find").fill("nothing has this in it")
     page.wait_for_function(ROWS, arg=0)
