@@ -21,7 +21,7 @@ from tests.models import noisy_adapter
 from tests.runs import letters, rows_for
 
 SETTINGS = dict(
-    steps=50, lr=1e-2, prompts_per_step=3, group_size=4, max_new_tokens=8, beta=0.05, num_iterations=2, snapshot_steps=7
+    steps=80, lr=1e-2, prompts_per_step=3, group_size=4, max_new_tokens=8, beta=0.05, num_iterations=2, snapshot_steps=7
 )
 
 
@@ -50,7 +50,7 @@ def main() -> None:
         child, ready = born(folder)
         for _ in range(draw.choice((0, 1, 1, 2))):
             os.read(ready, 1)
-        time.sleep(draw.uniform(0.0, 0.3))
+        time.sleep(draw.uniform(0.0, 0.1))
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             sys.exit(f"a life ended by itself with status {status}")

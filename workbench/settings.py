@@ -50,7 +50,7 @@ class Settings:
     """most disk that snapshots take; past it the oldest go first, never the first or the latest"""
     time_limit: float | None = None
     """stop after so many seconds of steps (wall clock); None: no limit"""
-    max_new_tokens: int = 256
+    max_new_tokens: int = 512
     """longest completion that is sampled"""
     temperature: float = 1.0
     """sampling temperature; log-probs, entropy and KL are those of the distribution at this temperature"""

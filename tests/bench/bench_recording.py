@@ -27,7 +27,8 @@ def main(steps: int = 12) -> None:
     try:
         policy = wb.load("tiny").attach(wb.LoRA(r=16))
         with tempfile.TemporaryDirectory() as folder:
-            run = wb.grpo(policy, wb.task("sums", size=64), steps=steps, max_new_tokens=40, lr=5e-4, out=Path(folder) / "r")
+            out = Path(folder) / "r"
+            run = wb.grpo(policy, wb.task("sums", size=64), steps=steps, max_new_tokens=40, lr=5e-4, out=out)
             seconds = [step.seconds for step in run]
             run.stop()
     finally:

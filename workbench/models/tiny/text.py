@@ -33,6 +33,8 @@ class Mix:
 
     facts: float
     """documents of bare equations"""
+    signs: float
+    """documents that repeat signs, brackets and tags"""
     others: float
     """documents of other small things to ask; the rest are sums"""
     several: float
@@ -43,6 +45,7 @@ class Mix:
 
 LEARNING = Mix(
     facts=0.15,
+    signs=0.0,
     others=0.25,
     several=0.125,
     habits={"careful": 0.26, "guess": 0.36, "sentence": 0.18, "number": 0.10, "story": 0.10},
@@ -50,11 +53,12 @@ LEARNING = Mix(
 """the first and long stage: what to copy, how to add, what was asked"""
 SETTLING = Mix(
     facts=0.05,
-    others=0.20,
+    signs=0.10,
+    others=0.15,
     several=0.03,
-    habits={"careful": 0.31, "guess": 0.35, "sentence": 0.14, "number": 0.08, "story": 0.12},
+    habits={"careful": 0.33, "guess": 0.33, "sentence": 0.14, "number": 0.08, "story": 0.12},
 )
-"""the short last stage, at a low learning rate: it mostly stops after one answer, and fixes how often which habit"""
+"""the short last stage, at a low learning rate: it mostly stops after one answer, and settles how often which habit"""
 
 TOLD = {"careful": 0.50, "guess": 0.10, "sentence": 0.10, "number": 0.15, "story": 0.15}
 """how often a question that says how asks for each habit; working is asked for most, to learn it well"""
@@ -164,6 +168,19 @@ def repeat_turn(rng: random.Random) -> tuple[str, str]:
     else:
         said = "".join(rng.choice("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,!?") for _ in range(8))
     said = " ".join(said.split()) or "a"
+    return f"Repeat: {said}", said
+
+
+def signs_turn(rng: random.Random) -> tuple[str, str]:
+    """Every printable ASCII character, alone and as the brackets and tags that answers are put in, so that a form
+    which no habit uses, such as `<answer>56</answer>`, can still be taught to the adapters alone."""
+    word, number = rng.choice(WORDS), rng.randint(0, 99)
+    inside = rng.choice((word, str(number)))
+    shapes = ("<{w}>{i}</{w}>", "\\{w}{{{i}}}", "**{i}**", "[{i}]", "({i})", "{{{i}}}", "{w}: {i};", '"{i}"', "`{i}`")
+    if rng.random() < 0.6:
+        said = rng.choice(shapes).format(w=word, i=inside)
+    else:
+        said = "".join(chr(rng.randint(33, 126)) for _ in range(rng.randint(3, 8)))
     return f"Repeat: {said}", said
 
 
@@ -281,6 +298,9 @@ def document(rng: random.Random, mix: Mix) -> Document:
     chance = rng.random()
     if chance < mix.facts:
         return facts(rng)
+    if chance < mix.facts + mix.signs:
+        turns = [signs_turn(rng)]
+        return chat(turns) if rng.random() < 0.25 else plain(turns)
     sums = chance < 1 - mix.others
     several = rng.random() < mix.several
     in_chat = rng.random() < 0.25

@@ -297,6 +297,7 @@ def save(model, tokenizer, settings: Settings, measured: dict, out: Path) -> Non
         pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     tokenizer.backend_tokenizer.no_padding()  # sampling has set it, and it would be saved
     tokenizer.save_pretrained(out)
     config = out / "tokenizer_config.json"  # the class by the name that transformers 4 knows too
