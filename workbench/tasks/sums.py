@@ -42,8 +42,7 @@ STORIES = {
     ),
     "++": (
         "{name} has {a} {things}, buys {b} more and finds {c}. How many {things} does {name} have now?",
-        "There are {a} {things} in a box. {name} adds {b}, then {c} more. "
-        "How many {things} are there in all?",
+        "There are {a} {things} in a box. {name} adds {b}, then {c} more. How many {things} are there in all?",
     ),
     "+-": (
         "{name} has {a} {things}, buys {b} more and loses {c}. How many {things} does {name} have now?",
@@ -51,8 +50,7 @@ STORIES = {
     ),
     "-+": (
         "{name} has {a} {things}, gives away {b} and finds {c}. How many {things} does {name} have now?",
-        "There are {a} {things} in a box. {name} takes {b} out and adds {c}. "
-        "How many {things} are there in all?",
+        "There are {a} {things} in a box. {name} takes {b} out and adds {c}. How many {things} are there in all?",
     ),
     "--": (
         "{name} has {a} {things}, gives away {b} and loses {c}. How many {things} does {name} have now?",
