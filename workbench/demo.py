@@ -7,7 +7,7 @@ from pathlib import Path
 
 import workbench as wb
 
-SETTINGS = dict(steps=32, prompts_per_step=8, group_size=8, max_new_tokens=40, lr=1e-3, eval_steps=8)
+SETTINGS = dict(steps=45, prompts_per_step=8, group_size=8, max_new_tokens=40, lr=5e-4, eval_steps=15)
 HELD_OUT = 40
 """held-out prompts; each is answered eight times at every evaluation"""
 
