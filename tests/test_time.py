@@ -289,6 +289,7 @@ def test_a_second_writer_is_refused(tmp_path):
     assert done.returncode == 1 and "is being written by another process" in done.stderr
 
 
+@pytest.mark.timeout(300)
 def test_twenty_kills_and_resumes_equal_one_run_never_killed(tmp_path):
     """A process of its own starts lives with fork, so that torch is imported once; each is killed with SIGKILL."""
     tiny_policy(tmp_path / "model")
