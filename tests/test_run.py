@@ -400,3 +400,21 @@ def test_import_is_light_and_names_are_helpful():
 
 def test_the_function_rows_is_not_hidden_by_a_module(policy):
     assert callable(wb.rows) and len(wb.rows(rows_for("sft"))) == 12
+
+
+def test_a_new_run_says_which_ones_are_still_going_on(policy, tmp_path, capsys):
+    first = make_run("sft", tmp_path, policy, steps=10_000).start()
+    second = make_run("sft", tmp_path, policy, out="second")
+    first.stop()
+    assert "sharing the machine with this run: run." in capsys.readouterr().out
+    list(second)
+    assert second.step == 6
+
+
+def test_ctrl_c_before_step_0_is_whole(policy, tmp_path, monkeypatch, capsys):
+    run = make_run("sft", tmp_path, policy)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.engine, "begin", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+        assert run.run() is run
+    assert "before its step 0" in capsys.readouterr().out
+    assert run.run(1).step == 1

@@ -40,6 +40,12 @@ def claim(out: str | os.PathLike) -> Path:
     return folder
 
 
+def running() -> list[str]:
+    """Names of this process's runs that are going on in the background."""
+    owners = [reference() for reference in _held.values()]
+    return [owner.name for owner in owners if owner is not None and owner.running]
+
+
 def lock(folder: Path, owner: Any) -> FileLock:
     """The right to write to a run. A run of this process that is not running gives it up to `owner`.
 

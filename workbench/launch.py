@@ -90,6 +90,8 @@ def _launch(
     live = Live(
         settings, _prepare(method, policy, source, settings, "rows"), _prepare_eval(method, policy, held_out, settings)
     )
+    if others := folders.running():
+        print(f"Still going on in the background, and sharing the machine with this run: {', '.join(others)}.")
     folder = folders.claim(out)
     meta = {
         "name": folder.name,

@@ -20,7 +20,7 @@ from workbench import adapters, keys, scoring, worker
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.loading import Loaded, load_parts, quiet
 from workbench.sampling import decoder
-from workbench.sampling.rollouts import Rollouts, _is_ids
+from workbench.sampling.rollouts import Rollouts, is_ids
 from workbench.scoring import Scores, TokenScores
 
 START = "start"
@@ -155,9 +155,7 @@ class Policy:
                 "for another one, or export() this one and load the merged model."
             )
         if self.holder != START:
-            raise SettingError(
-                f"The model holds the weights of {self.holder!r}; call policy.reset() before attach."
-            )
+            raise SettingError(f"The model holds the weights of {self.holder!r}; call policy.reset() before attach.")
         config = adapters.as_peft(config)
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
@@ -174,9 +172,7 @@ class Policy:
 
     def _layers(self, config: Any) -> str:
         wanted = getattr(config, "target_modules", None)
-        names = sorted(
-            {n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
-        )
+        names = sorted({n.rsplit(".", 1)[-1] for n, m in self.model.named_modules() if isinstance(m, nn.Linear)})
         near = "".join(did_you_mean(w, names) for w in wanted) if isinstance(wanted, (set, list)) else ""
         return f" Linear layers there: {', '.join(names)}.{near}"
 
@@ -190,9 +186,7 @@ class Policy:
                 f"The model is quantised ({self.origin.quantize}), and quantised weights cannot be trained. "
                 "Attach an adapter, policy.attach(wb.LoRA()), or load without quantize."
             )
-        return {
-            name: p for name, p in self.model.named_parameters() if p.requires_grad and p.is_floating_point()
-        }
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.is_floating_point()}
 
     def params(self) -> dict[str, Tensor]:
         """The tensors that `trainable()` holds now, not copies: whoever trains them clones them first."""
@@ -209,9 +203,7 @@ class Policy:
         mine = self.trainable()
         if params.keys() != mine.keys():
             odd = sorted(params.keys() ^ mine.keys())
-            raise RunError(
-                f"The weights of {holder!r} are not this model's: {len(odd)} names differ ({odd[0]}, ...)."
-            )
+            raise RunError(f"The weights of {holder!r} are not this model's: {len(odd)} names differ ({odd[0]}, ...).")
         for name, tensor in params.items():
             p = mine[name]
             if (tensor.shape, tensor.dtype, tensor.device) != (p.shape, p.dtype, p.device):
@@ -274,10 +266,8 @@ class Policy:
         """
         prompts, completions = list(prompts), list(completions)
         if len(prompts) != len(completions):
-            raise DataError(
-                f"score: {len(prompts)} prompts but {len(completions)} completions; give one a prompt."
-            )
-        before = [list(map(int, p)) if _is_ids(p) else self._tokens(p, i).ids for i, p in enumerate(prompts)]
+            raise DataError(f"score: {len(prompts)} prompts but {len(completions)} completions; give one a prompt.")
+        before = [list(map(int, p)) if is_ids(p) else self._tokens(p, i).ids for i, p in enumerate(prompts)]
         after = [self._completion_ids(c, i) for i, c in enumerate(completions)]
         order = sorted(range(len(prompts)), key=lambda i: len(before[i]) + len(after[i]))
         out = Scores(ids=after, logprob=[None] * len(order), entropy=[None] * len(order))
@@ -297,13 +287,9 @@ class Policy:
     def _completion_ids(self, completion: Any, index: int) -> list[int]:
         if isinstance(completion, str):
             return self.tokenizer(completion, add_special_tokens=False)["input_ids"]
-        if isinstance(completion, (list, tuple, np.ndarray)) and (
-            len(completion) == 0 or _is_ids(completion)
-        ):
+        if isinstance(completion, (list, tuple, np.ndarray)) and is_ids(completion):
             return list(map(int, completion))
-        raise DataError(
-            f"score: completion {index} is neither a string nor a list of token ids: {completion!r:.80}"
-        )
+        raise DataError(f"score: completion {index} is neither a string nor a list of token ids: {completion!r:.80}")
 
     def _tokens(self, prompt: Any, index: int):
         from workbench.tokenise import prompt as tokenise
@@ -354,9 +340,7 @@ class Policy:
         decoder._whole("n", n, 1)
         decoder._whole("seed", seed, 0)
         tokens = [self._tokens(prompt, i) for i, prompt in enumerate(prompts)]
-        row_keys = [
-            keys.key(seed, "sample", row, sample) for row in range(len(tokens)) for sample in range(n)
-        ]
+        row_keys = [keys.key(seed, "sample", row, sample) for row in range(len(tokens)) for sample in range(n)]
         rollouts = self.sample_prompts(
             tokens,
             n,
@@ -433,9 +417,7 @@ class Policy:
         for i, prompt in enumerate(prompts):
             if not prompt.ids:
                 raise DataError(f"Prompt {i} is empty; a model needs at least one token to go on from.")
-            virtual = (
-                self.adapter.num_virtual_tokens if self.has_adapter and self.adapter.is_prompt_learning else 0
-            )
+            virtual = self.adapter.num_virtual_tokens if self.has_adapter and self.adapter.is_prompt_learning else 0
             if limit and len(prompt.ids) + virtual + max_new_tokens > limit:
                 room = limit - len(prompt.ids) - virtual
                 how = f"max_new_tokens={room} at most" if room > 0 else "a shorter prompt"

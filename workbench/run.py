@@ -92,7 +92,11 @@ class Run:
         from tqdm.auto import tqdm
 
         self._writable()
-        self._ready()
+        try:
+            self._ready()
+        except KeyboardInterrupt:
+            print(f"{self.name}: interrupted before its step 0 was whole; nothing was trained.")
+            return self
         done, total = self.step, self.settings["steps"]
         left = max(0, total - done) if steps is None else min(steps, max(0, total - done))
         with tqdm(total=left, desc=self.name, unit="step") as bar:

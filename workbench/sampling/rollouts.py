@@ -67,7 +67,7 @@ class Rollouts:
         list of token ids. Text is tokenised as it stands: no end token is added. Equal prompts form a group.
         `old_logprobs`: per completion one number per token. Raises DataError on lengths that differ.
         """
-        prompts, completions = list(prompts), list(completions)
+        prompts, completions = [_listed(p) for p in prompts], [_listed(c) for c in completions]
         n = len(prompts)
         if len(completions) != n:
             raise DataError(
@@ -80,16 +80,16 @@ class Rollouts:
             group.append(g)
             sample.append(seen.get(g, 0))
             seen[g] = sample[-1] + 1
-        prompt_is_ids = [_is_ids(p) for p in prompts]
-        is_ids = [_is_ids(c) for c in completions]
+        prompt_is_ids = [is_ids(p) for p in prompts]
+        done_is_ids = [is_ids(c) for c in completions]
         made = cls(
             prompt=["" if flag else p for p, flag in zip(prompts, prompt_is_ids, strict=True)],
-            text=["" if flag else c for c, flag in zip(completions, is_ids, strict=True)],
+            text=["" if flag else c for c, flag in zip(completions, done_is_ids, strict=True)],
             prompt_text=[
                 "" if flag or not isinstance(p, str) else p for p, flag in zip(prompts, prompt_is_ids, strict=True)
             ],
             prompt_ids=[list(map(int, p)) if flag else [] for p, flag in zip(prompts, prompt_is_ids, strict=True)],
-            ids=[list(map(int, c)) if flag else [] for c, flag in zip(completions, is_ids, strict=True)],
+            ids=[list(map(int, c)) if flag else [] for c, flag in zip(completions, done_is_ids, strict=True)],
             group=group,
             row=list(group),
             sample=sample,
@@ -193,5 +193,11 @@ _LISTS = (
 )
 
 
-def _is_ids(value: Any) -> bool:
-    return not isinstance(value, str) and len(value) > 0 and all(isinstance(v, (int, np.integer)) for v in value)
+def is_ids(value: Any) -> bool:
+    """Whether `value` is a list (array, tensor) of token ids, rather than text or messages; an empty one is."""
+    return not isinstance(value, str) and all(isinstance(v, (int, np.integer)) for v in _listed(value))
+
+
+def _listed(value: Any) -> Any:
+    """Arrays and tensors as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
