@@ -334,11 +334,17 @@ def test_background_pause_resume_stop(whole, tmp_path):
     run.start()
     run.stop()
     assert run.status == "stopped"
-    with pytest.raises(wb.RunError, match="wb.resume"):
-        run.start()
+    stood = run.step
+    run.run(1)  # nobody else took it up
+    assert run.step == stood + 1
+    run.stop()
     assert_same_metrics(run.metrics.loc[:2], whole["grpo"][0].loc[:2])
     again = wb.resume(run.folder, rewards=[letters])
     assert again.step == run.metrics.index[-1]
+    again.run(1)
+    again.stop()
+    with pytest.raises(wb.RunError, match="opened again|went on"):
+        run.run(1)
 
 
 def test_background_to_the_end_and_wait(whole, tmp_path):

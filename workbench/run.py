@@ -135,15 +135,19 @@ class Run:
         return self
 
     def stop(self) -> Run:
-        """Undo the step in flight, write a snapshot and let go of the run: another process may go on with it."""
+        """Undo the step in flight, write a snapshot and let go of the run: another process may go on with it.
+
+        So may this object, as long as no other has: the next call that trains takes the run up again.
+        """
         if self._background is not None and self._background.running:
             self._background.ask(cancel=True)
             self._background.done.wait()
-        if not self._released:
+        if not self._released and self._lock is not None:
             if self.engine.store is not None:
                 worker.call(self.engine.save_snapshot)
                 self._set_status("stopped")
-            self.release(f"The run was stopped; to go on: wb.resume({str(self.folder)!r}).")
+            self._lock.release()
+            self._lock = None
         return self
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -300,6 +304,12 @@ class Run:
     def _writable(self) -> None:
         if self._released:
             raise RunError(self._released)
+        if self._lock is None:  # after stop()
+            self._lock = folders.lock(self.folder, self)
+            store = self.engine.store
+            if store is not None and (store.branch, store.last_step()) != (self.engine.branch, self.engine.state.step):
+                self.release(f"Another process went on with this run; to go on: wb.resume({str(self.folder)!r}).")
+                raise RunError(self._released)
 
     def _ready(self) -> None:
         """Step 0 is there: evaluated, snapshot, published."""
