@@ -61,7 +61,9 @@ lint: $(READY)  ## style, and the rule about who imports whom
 	$(VENV)/bin/lint-imports
 
 test: $(READY) lint browser  ## lint, then all tests, lessons and browser tests
-	$(PY) -m pytest --session-timeout=$(BUDGET) --nbmake --nbmake-timeout=$(LESSON) tests notebooks $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --session-timeout=$(BUDGET) --nbmake --nbmake-timeout=$(LESSON) \
+		-m "not browser and not bench" tests notebooks $(ARGS)
+	$(PY) -m pytest --session-timeout=$(BUDGET) -m browser tests/browser
 
 bench: $(READY)  ## measure speed and memory: each tests/bench/bench_*.py ends in one JSON line
 	@set -e; for script in tests/bench/bench_*.py; do test -e "$$script" || continue; \
