@@ -397,7 +397,7 @@ def test_grpo_run(policy, home, tmp_path, monkeypatch, settings):
     calls = iter(range(1, steps + 1))
 
     def ordered(batch):
-        order = sum(split(run.engine.settings, next(calls), 0, 12), [])
+        order = sum(split(run.engine.settings, next(calls), 12), [])
         return {k: v[order] if v is not None and v.dim() else v for k, v in batch.items()}
 
     monkeypatch.setattr(module, "shuffle_sequence_dict", ordered)

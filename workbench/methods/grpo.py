@@ -91,14 +91,11 @@ def train(state: State, ctx: Context, rollouts: Rollouts, index: int) -> dict[st
     if settings.beta:
         whole.columns["ref_logprob"] = ctx.reference_logprobs(whole, settings.temperature)
     outcomes = []
-    for iteration in range(settings.num_iterations):
-        for rows in split(settings, index, iteration, len(whole)):
-            batch = whole.take(rows)
-            totals = totals_of(batch, whole, settings)
-            objective = surrogate(settings)
-            outcomes.append(
-                ctx.learn(state, batch, objective, totals, index, len(outcomes), temperature=settings.temperature)
-            )
+    objective, temperature = surrogate(settings), settings.temperature
+    for rows in split(settings, index, len(whole)) * settings.num_iterations:
+        batch = whole.take(rows)
+        totals = totals_of(batch, whole, settings)
+        outcomes.append(ctx.learn(state, batch, objective, totals, index, len(outcomes), temperature=temperature))
     return {name: float(np.mean([o.metrics[name] for o in outcomes])) for name in outcomes[0].metrics}
 
 
@@ -118,7 +115,7 @@ def make_batch(rollouts: Rollouts, settings) -> update.Batch:
     )
 
 
-def split(settings, index: int, iteration: int, rows: int) -> list[list[int]]:
+def split(settings, index: int, rows: int) -> list[list[int]]:
     """The rows of each update of a pass: a random cut into equal parts, the same one in every pass (as in TRL)."""
     parts = settings.steps_per_generation
     if parts == 1:
