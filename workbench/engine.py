@@ -55,20 +55,18 @@ class Change:
 class Engine:
     """One run's state and record. `begin` writes step 0; `step` makes the next one."""
 
-    def __init__(
-        self, method: methods.Method, policy, live: Live, folder: Path, state: State, store: Store | None = None
-    ):
+    def __init__(self, method: methods.Method, policy, live: Live, folder: Path, state: State):
         self.method = method
         self.policy = policy
         self.folder = folder
         self.state = state
-        self.store = store
+        self.store: Store | None = None
         self.snapshots = Snapshots(folder)
         self.changes = [Change(0, 0, live)]
         self.memory: OrderedDict[tuple[int, int], tuple[State, int]] = OrderedDict()
         """past states and their bytes, by (branch, step)"""
         self.reference: dict[str, Tensor] | None = None
-        self.branch = 0 if store is None else store.branch
+        self.branch = 0
         self.first: dict[str, Any] | None = None
         """metrics of the first step, for a fork, whose first step is its parent's"""
         self.spent = 0.0

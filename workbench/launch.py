@@ -149,7 +149,7 @@ def _held_out(method: methods.Method, data: Any, source: Rows | Task) -> Rows | 
     if isinstance(source, Task):
         return Task(
             held_out,
-            dict(zip(source.reward_names, source.rewards, strict=True)),
+            _by_name(source),
             source.weights,
             verdict=source.verdict,
         )
@@ -190,11 +190,13 @@ def _prepare_eval(method: methods.Method, policy: Policy, held_out: Rows | Task 
 # -- changes ---------------------------------------------------------------------------------------------------
 
 
-def check_change(engine: Engine, settings: dict[str, Any], rewards: Any, weights: Any) -> tuple[Live, dict[str, Any]]:
+def check_change(
+    method: str, live: Live, settings: dict[str, Any], rewards: Any, weights: Any
+) -> tuple[Live, dict[str, Any]]:
     """The Live that `run.set` or `run.fork` asks for, and the event that records it. Raises before anything changes."""
-    live, payload = engine.live, {}
+    payload: dict[str, Any] = {}
     if settings:
-        made = settings_of.make(engine.method.name, settings, base=live.settings)
+        made = settings_of.make(method, settings, base=live.settings)
         before, after = asdict(live.settings), asdict(made)
         payload["settings"] = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
         fixed = {"seed", "max_length", "truncation_mode", "assistant_only_loss", "completion_only_loss"}
@@ -205,7 +207,7 @@ def check_change(engine: Engine, settings: dict[str, Any], rewards: Any, weights
         live = replace(live, settings=made)
     if rewards is not None or weights is not None:
         if not isinstance(live.data, Prompts):
-            raise SettingError(f"wb.{engine.method.name} has no rewards to set.")
+            raise SettingError(f"wb.{method} has no rewards to set.")
         task = live.data.task
         old = task.spec()["rewards"]
         task = task.with_rewards(rewards if rewards is not None else _by_name(task), weights)
@@ -221,7 +223,7 @@ def _by_name(task: Task) -> dict[str, Any]:
 
 
 def apply_change(engine: Engine, settings: dict[str, Any], rewards: Any, weights: Any) -> None:
-    engine.change(*check_change(engine, settings, rewards, weights))
+    engine.change(*check_change(engine.method.name, engine.live, settings, rewards, weights))
 
 
 # -- time ------------------------------------------------------------------------------------------------------
@@ -235,8 +237,7 @@ def fork(run: Run, step: int, out: str | os.PathLike | None, changes: dict[str, 
     live = parent._live_at(step + 1)
     if changes:
         settings = {k: v for k, v in changes.items() if k not in ("rewards", "weights")}
-        stand_in = Engine(parent.method, parent.policy, live, parent.folder, state)
-        live, _ = check_change(stand_in, settings, changes.get("rewards"), changes.get("weights"))
+        live, _ = check_change(parent.method.name, live, settings, changes.get("rewards"), changes.get("weights"))
     folder = folders.claim(out or run.folder.with_name(f"{run.name}-fork"))
     shutil.copyfile(parent.snapshots.reference, folder / "snapshots" / parent.snapshots.reference.name)
     engine = Engine(parent.method, parent.policy, live, folder, state)
@@ -319,10 +320,8 @@ class _Tasks:
     def __init__(self, spec: dict[str, Any], store: Store, given: Any):
         self.spec, self.given = spec, given
         self.rows = store.rows("train")
-        self.current = spec["task"]["rewards"] if spec["kind"] == "task" else None
-        events = store.events(None)
-        for event in events.loc[events["kind"] == "set", "payload"]:
-            self.current = event["rewards"][1] if "rewards" in event else self.current
+        self.first = spec["task"]["rewards"] if spec["kind"] == "task" else None
+        self.current = _rewards_at(store, store.last_step() + 1, None, self.first)
 
     def now(self) -> Rows | Task:
         """What the next step runs on. Raises RunError naming reward functions that are not to be had."""
@@ -347,18 +346,18 @@ class _Tasks:
 
     def changes(self, engine: Engine, live: Live) -> list[Change]:
         """The run's changes as they stand in the store, oldest first; `live` is what runs now."""
-        name, first = engine.method.name, self.spec["task"]["rewards"] if self.current is not None else None
-        made = [Change(0, 0, self._live(live, first))]
+        name = engine.method.name
+        made = [Change(0, 0, self._live(live, self.first))]
         events = engine.store.events("all")
         for event in events[events["kind"] == "set"].itertuples():
             stored = engine.store.settings(event.step, event.branch)
             settings = settings_of.make(name, _known(name, stored), base=live.settings)
-            entries = _rewards_at(engine.store, event.step, event.branch, first)
+            entries = _rewards_at(engine.store, event.step, event.branch, self.first)
             made.append(Change(event.branch, event.step, self._live(replace(live, settings=settings), entries)))
         return made
 
 
-def _rewards_at(store: Store, step: int, branch: int, first: list[dict] | None) -> list[dict] | None:
+def _rewards_at(store: Store, step: int, branch: int | None, first: list[dict] | None) -> list[dict] | None:
     """The reward functions (as stored) of step `step` on the line to `branch`."""
     events = store.events(branch)
     for event in events[(events["kind"] == "set") & (events["step"] <= step)]["payload"]:

@@ -188,7 +188,7 @@ class Run:
 
         self._writable()
         self._ready()
-        launch.check_change(self.engine, settings, rewards, weights)
+        launch.check_change(self.engine.method.name, self.engine.live, settings, rewards, weights)
         if self.running:
             self._background.changes.append((settings, rewards, weights))
         else:

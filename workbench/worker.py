@@ -135,13 +135,6 @@ def check() -> None:
         raise Interrupted("The step was interrupted and undone.")
 
 
-def cancel_current() -> None:
-    """Ask the job in flight to stop at its next check."""
-    job = _worker.current if _worker is not None else None
-    if job is not None:
-        job.cancelled.set()
-
-
 def _shell():
     try:
         from IPython import get_ipython
