@@ -14,7 +14,8 @@ from workbench.errors import DataError
 def test_statistics_by_hand():
     # three tokens with odds 1 : 2 : 5
     logits = torch.log(torch.tensor([[1.0, 2.0, 5.0], [1.0, 2.0, 5.0]]))
-    logprob, entropy, top1 = scoring.statistics(logits, torch.tensor([1, 2]))
+    made = scoring.statistics(logits, torch.tensor([1, 2]))
+    logprob, entropy, top1 = made["logprob"], made["entropy"], made["top1"]
     assert logprob.tolist() == pytest.approx([math.log(2 / 8), math.log(5 / 8)])
     by_hand = -(1 / 8 * math.log(1 / 8) + 2 / 8 * math.log(2 / 8) + 5 / 8 * math.log(5 / 8))
     assert entropy.tolist() == pytest.approx([by_hand, by_hand])
@@ -24,14 +25,16 @@ def test_statistics_by_hand():
 def test_temperature_divides_the_logits():
     # at temperature 2 odds 1 : 4 become 1 : 2
     logits = torch.log(torch.tensor([[1.0, 4.0]]))
-    logprob, entropy, _ = scoring.statistics(logits, torch.tensor([0]), temperature=2.0)
+    made = scoring.statistics(logits, torch.tensor([0]), temperature=2.0)
+    logprob, entropy = made["logprob"], made["entropy"]
     assert logprob.item() == pytest.approx(math.log(1 / 3), abs=1e-6)
     assert entropy.item() == pytest.approx(math.log(3) - 2 / 3 * math.log(2), abs=1e-6)
 
 
 def test_half_precision_logits_are_normalised_in_float32():
     logits = torch.randn(5, 50, generator=torch.Generator().manual_seed(0)).bfloat16()
-    logprob, entropy, _ = scoring.statistics(logits, torch.arange(5))
+    made = scoring.statistics(logits, torch.arange(5))
+    logprob, entropy = made["logprob"], made["entropy"]
     assert logprob.dtype == entropy.dtype == torch.float32
     exact = torch.log_softmax(logits.double(), -1)[torch.arange(5), torch.arange(5)]
     assert (logprob - exact).abs().max() < 1e-6

@@ -12,7 +12,8 @@ import torch
 import workbench as wb
 from tests.models import tiny_policy
 from workbench.errors import SettingError
-from workbench.settings import METHODS, TRL_NAMES, evaluation_due, learning_rate, make
+from workbench.schedule import learning_rate
+from workbench.settings import METHODS, TRL_NAMES, evaluation_due, make
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -70,6 +71,7 @@ SHARED = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig"}
 OTHER_DEFAULTS = {
     "lr_scheduler_type",  # constant; theirs falls to zero
     "seed",  # 0
+    "optim",  # plain AdamW; theirs is its fused form
     "shuffle_dataset",  # a new order each epoch; theirs in SFT and DPO is `train_sampling_strategy`
     "loss_type",  # in DPO theirs is a list
     "num_generations_eval",  # 8; their None is the group size, 8

@@ -199,8 +199,7 @@ def check_change(
         made = settings_of.make(method, settings, base=live.settings)
         before, after = asdict(live.settings), asdict(made)
         payload["settings"] = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
-        fixed = {"seed", "max_length", "truncation_mode", "assistant_only_loss", "completion_only_loss"}
-        if changed := sorted(fixed & payload["settings"].keys()):
+        if changed := sorted(settings_of.fixed(method) & payload["settings"].keys()):
             raise SettingError(
                 f"{', '.join(changed)} cannot change within a run: rows and draws follow from it. Start a new run."
             )
@@ -274,7 +273,7 @@ def _resume(folder: Path, rewards: Any, policy: Policy | None) -> Run:
     meta = reader.meta
     method = methods.get(meta["method"])
     policy = policy or from_description(meta["policy"])
-    settings = settings_of.make(method.name, _known(method.name, meta["settings"]))
+    settings = settings_of.make(method.name, settings_of.known(method.name, meta["settings"]))
     tasks = _Tasks(meta["data"], reader, rewards)
     source = tasks.now()
     held_out = None
@@ -298,11 +297,6 @@ def _resume(folder: Path, rewards: Any, policy: Policy | None) -> Run:
     engine._remember()
     engine.store.add_event(last, engine.branch, "resume")
     return run
-
-
-def _known(name: str, stored: dict[str, Any]) -> dict[str, Any]:
-    """Stored settings that this version still has."""
-    return {key: value for key, value in stored.items() if key in settings_of.METHODS[name].__dataclass_fields__}
 
 
 def _for(spec: dict[str, Any], rewards: Any) -> Any:
@@ -351,7 +345,7 @@ class _Tasks:
         events = engine.store.events("all")
         for event in events[events["kind"] == "set"].itertuples():
             stored = engine.store.settings(event.step, event.branch)
-            settings = settings_of.make(name, _known(name, stored), base=live.settings)
+            settings = settings_of.make(name, settings_of.known(name, stored), base=live.settings)
             entries = _rewards_at(engine.store, event.step, event.branch, self.first)
             made.append(Change(event.branch, event.step, self._live(replace(live, settings=settings), entries)))
         return made
@@ -406,87 +400,3 @@ def runs(folder: str | os.PathLike = "runs") -> pd.DataFrame:
         })  # fmt: skip
         store.close()
     return pd.DataFrame(records)
-
-
-# -- looking without training ----------------------------------------------------------------------------------
-
-
-def preview(engine: Engine, data: Any) -> tuple[Any, dict[str, Any]]:
-    """The Outcome and the gradients of the next update on rows or Rollouts."""
-    if engine.method.takes == "rows":
-        prepared = engine.method.prepare(engine.policy.tokenizer, read_rows(data), engine.settings)
-        return engine.preview(prepared)
-    return engine.preview(complete(engine, data))
-
-
-def complete(engine: Engine, rollouts: Any) -> Any:
-    """Given Rollouts with ids filled in and rewards known. Raises DataError where lengths do not fit."""
-    from workbench import tokenise
-    from workbench.sampling.rollouts import Rollouts
-
-    if not isinstance(rollouts, Rollouts):
-        raise DataError(
-            f"Give Rollouts: policy.sample(...) or wb.Rollouts.of(prompts, completions). Got {type(rollouts).__name__}."
-        )
-    tokenizer, every = engine.policy.tokenizer, list(range(len(rollouts)))
-    made = rollouts.take(every)
-    if not made.prompt_ids or not all(made.prompt_ids):
-        have = made.prompt_ids or [[] for _ in every]
-        made.prompt_ids = [have[i] or tokenise.prompt(made.prompt[i], tokenizer).ids for i in every]
-    if not made.ids or not all(made.ids):
-        have = made.ids or [[] for _ in every]
-        made.ids = [have[i] or tokenizer(made.text[i], add_special_tokens=False)["input_ids"] for i in every]
-    for i, values in enumerate(made.old_logprob or []):
-        if len(values) != len(made.ids[i]):
-            raise DataError(f"old_logprobs of completion {i}: {len(values)} numbers for {len(made.ids[i])} tokens.")
-    if made.reward is None:
-        table = engine.live.data.task.score(made.prompt, made.text, made.ids, made.columns)
-        made.rewards, made.reward = table.parts, table.total
-    return made
-
-
-def rescore(store: Store, functions: Any, weights: Any) -> pd.DataFrame:
-    """See `Run.rescore`."""
-    import numpy as np
-    import pandas as pd
-    import torch
-
-    from workbench.advantages import group_relative
-
-    rows = store.rows("train")
-    if store.get("data")["kind"] != "task":
-        raise RunError(f"{store.folder.name} is a {store.get('method')} run: it has no rollouts to score again.")
-    task = Task(rows, functions, weights)
-    frames = []
-    for step in store.steps()["step"]:
-        stored = store.rollouts(step)
-        if not len(stored):
-            continue
-        ids = [store.tokens(i)["ids"].tolist() for i in stored["id"]]
-        each = [rows[i] for i in stored["row"]]
-        columns = {name: [row.get(name) for row in each] for name in task.rows.columns if name != "prompt"}
-        table = task.score([row["prompt"] for row in each], list(stored["completion"]), ids, columns)
-        scale = store.settings(step)["scale_rewards"]
-        advantage, _ = group_relative(torch.from_numpy(table.total.copy()), list(stored["group_id"]), scale)
-        kept = stored[["id", "step", "group_id", "prompt", "completion", "reward", "advantage"]]
-        frame = kept.assign(new_reward=table.total, new_advantage=advantage.numpy())
-        frame["flips"] = np.sign(frame["advantage"]) * np.sign(frame["new_advantage"]) < 0
-        for name, values in table.parts.items():
-            frame[f"new_rewards/{name}"] = values
-        frames.append(frame)
-    order = [
-        "id",
-        "step",
-        "group_id",
-        "prompt",
-        "completion",
-        "reward",
-        "new_reward",
-        "advantage",
-        "new_advantage",
-        "flips",
-    ]
-    if not frames:
-        return pd.DataFrame(columns=order)
-    made = pd.concat(frames, ignore_index=True)
-    return made[order + [name for name in made if name not in order]]

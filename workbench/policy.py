@@ -242,16 +242,17 @@ class Policy:
         *,
         temperature: float = 1.0,
         entropy: bool = True,
-        entropy_grad: bool = True,
+        needs: frozenset[str] = frozenset({"entropy"}),
     ) -> TokenScores:
         """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
 
         Results are (B, T) with T the longest scored part, differentiable unless under `torch.no_grad()`; see
-        `scoring.TokenScores`. `temperature` divides the logits. Without `entropy_grad` the entropy is a number to
-        look at, which spares its graph. Raises DataError for a start below 1.
+        `scoring.TokenScores`. `temperature` divides the logits. `needs`: see `scoring.statistics`; without
+        "entropy" in it the entropy is a number to look at, which spares its graph. Raises DataError for a start
+        below 1.
         """
         batch = scoring.layout(sequences, starts, self.filler, self.device)
-        return scoring.score(self._logits, batch, temperature, entropy, entropy_grad)
+        return scoring.score(self._logits, batch, temperature, entropy, needs)
 
     def _logits(self, ids: Tensor, keep: int) -> Tensor:
         # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter

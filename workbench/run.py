@@ -220,11 +220,11 @@ class Run:
         Rollouts without rewards are scored by the run's reward functions. Old log-probs are those given with the
         rollouts, else the current policy's.
         """
-        from workbench import launch
+        from workbench import looking
 
         self._writable()
         self._ready()
-        outcome, grads = worker.call(launch.preview, self.engine, data)
+        outcome, grads = worker.call(looking.preview, self.engine, data)
         return Gradients(outcome.loss, outcome.metrics, grads)
 
     def rescore(self, rewards: list, weights: list[float] | None = None) -> pd.DataFrame:
@@ -233,9 +233,9 @@ class Run:
         One row a rollout of this branch: id, step, group_id, prompt, completion, reward, new_reward, advantage,
         new_advantage, flips (the advantage changes sign), and a column for each new reward function.
         """
-        from workbench import launch
+        from workbench import looking
 
-        return worker.call(launch.rescore, self.store, rewards, weights)
+        return worker.call(looking.rescore, self.store, rewards, weights)
 
     # -- reading ---------------------------------------------------------------------------------------------
 

@@ -33,6 +33,10 @@ class TokenScores:
     """(B, T) bool: the token is the model's first choice"""
     mask: Tensor
     """(B, T) bool: there is a token here"""
+    mean_logprob: Tensor | None = None
+    """(B, T) nats: the mean over the vocabulary of log p, differentiable; None if it was not asked for"""
+    log_sum_sq: Tensor | None = None
+    """(B, T) nats: log of the sum over the vocabulary of p squared, no gradient; None if it was not asked for"""
 
 
 @dataclass
@@ -114,25 +118,28 @@ def statistics(
     target: Tensor,
     temperature: float = 1.0,
     entropy: bool = True,
-    entropy_grad: bool = True,
-) -> tuple[Tensor, Tensor | None, Tensor]:
-    """Log-probability of `target`, entropy of the distribution, and whether the target is its top: each (N,).
+    needs: frozenset[str] = frozenset(),
+) -> dict[str, Tensor]:
+    """`logprob` of `target`, `entropy` of the distribution, whether the target is its `top1`: each (N,).
 
     `logits` (N, V) are divided by `temperature` (0 counts as 1: a greedy choice has no distribution of its
-    own) and normalised in float32, or in float64 if they are float64. Differentiable in the first, and with
-    `entropy_grad` in the second.
+    own) and normalised in float32, or in float64 if they are float64. `needs`: "entropy" makes the entropy
+    differentiable; "mean_logprob" and "log_sum_sq" add those (see `TokenScores`).
     """
     z = logits if logits.dtype == torch.float64 else logits.float()  # (N, V)
     if temperature not in (0, 1):
         z = z / temperature
     normaliser = torch.logsumexp(z, dim=-1)  # (N,)
-    logprob = z.gather(-1, target[:, None])[:, 0] - normaliser
-    spread = None
+    made = {"logprob": z.gather(-1, target[:, None])[:, 0] - normaliser, "top1": z.detach().argmax(-1) == target}
     if entropy:
-        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        with torch.set_grad_enabled("entropy" in needs and torch.is_grad_enabled()):
             logp = z - normaliser[:, None]  # (N, V)
-            spread = -(logp.exp() * logp).sum(-1)
-    return logprob, spread, z.detach().argmax(-1) == target
+            made["entropy"] = -(logp.exp() * logp).sum(-1)
+    if "mean_logprob" in needs:
+        made["mean_logprob"] = z.mean(-1) - normaliser
+    if "log_sum_sq" in needs:
+        made["log_sum_sq"] = (torch.logsumexp(2 * z, dim=-1) - 2 * normaliser).detach()
+    return made
 
 
 def score(
@@ -140,7 +147,7 @@ def score(
     batch: Layout,
     temperature: float = 1.0,
     entropy: bool = True,
-    entropy_grad: bool = True,
+    needs: frozenset[str] = frozenset(),
 ) -> TokenScores:
     """Scores of a batch; `forward(ids (B, L), keep)` gives the logits (B, keep, V) of the last `keep`
     positions.
@@ -153,18 +160,15 @@ def score(
         batch.row.split(size), batch.position.split(size), batch.target.split(size), strict=True
     ):
         if logits is not None:
-            parts.append(statistics(logits[rows, position - batch.first], target, temperature, entropy, entropy_grad))
+            parts.append(statistics(logits[rows, position - batch.first], target, temperature, entropy, needs))
 
-    def spread(values: list[Tensor], kind: torch.dtype) -> Tensor:
+    def spread(name: str) -> Tensor:
+        kind = torch.bool if name == "top1" else dtype
         out = torch.zeros(batch.mask.shape, dtype=kind, device=batch.mask.device)  # (B, T)
-        return out.index_put((batch.row, batch.column), torch.cat(values)) if values else out
+        return out.index_put((batch.row, batch.column), torch.cat([p[name] for p in parts])) if parts else out
 
-    return TokenScores(
-        logprob=spread([p[0] for p in parts], dtype),
-        entropy=spread([p[1] for p in parts], dtype) if entropy else None,
-        top1=spread([p[2] for p in parts], torch.bool),
-        mask=batch.mask,
-    )
+    wanted = ["logprob", "top1", *["entropy"] * entropy, *sorted(needs & {"mean_logprob", "log_sum_sq"})]
+    return TokenScores(**{"entropy": None} | {name: spread(name) for name in wanted}, mask=batch.mask)
 
 
 def divergence(policy: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,13 +17,17 @@ from torch import Tensor
 from workbench import objectives
 from workbench.errors import RunError, SettingError
 from workbench.keys import key, torch_seed
-from workbench.settings import Settings, learning_rate
+from workbench.schedule import learning_rate
+from workbench.scoring import TokenScores
+from workbench.settings import Settings
 from workbench.state import State
 
 LOGITS_BUDGET = 2**30
 """bytes of float32 logits that a micro-batch of unnamed size may hold"""
 TOKENS_BUDGET = 8192
 """and tokens, padding included"""
+DIFFERENTIABLE = ("logprob", "entropy", "mean_logprob")
+"""the scores through which a loss can reach the weights"""
 
 
 @dataclass
@@ -124,29 +128,77 @@ def gradients(
     """
     model = policy.model
     model.zero_grad(set_to_none=True)
-    loss, sums = 0.0, {}
     dropout = train_mode and grad and has_dropout(model)
+
+    def scored(number: int, grad: bool) -> tuple[Batch, TokenScores]:
+        check()
+        part = batch.take(micro_batches[number])
+        with (
+            seeded(key(dropout_key, number), policy.device) if dropout else nullcontext(),
+            torch.set_grad_enabled(grad),
+        ):
+            return part, policy.token_scores(
+                part.sequences, part.starts, temperature=temperature, needs=objective.needs
+            )
+
     was_training = model.training
     model.train(train_mode and grad)
     try:
-        for number, rows in enumerate(micro_batches):
-            check()
-            part = batch.take(rows)
-            with (
-                seeded(key(dropout_key, number), policy.device) if dropout else nullcontext(),
-                torch.set_grad_enabled(grad),
-            ):
-                scores = policy.token_scores(part.sequences, part.starts, temperature=temperature, entropy_grad=False)
-                part_loss, metrics = objective(scores, columns_of(part, scores.logprob), totals)
-                if grad:
-                    part_loss.backward()
-            loss += float(part_loss.detach())
-            for name, (total, count) in metrics.items():
-                before = sums.get(name, (0.0, 0.0))
-                sums[name] = (before[0] + float(total), before[1] + float(count))
+        if objective.coupled and len(micro_batches) > 1:
+            return _together(batch, objective, totals, micro_batches, scored, grad)
+        return _one_by_one(objective, totals, len(micro_batches), scored, grad)
     finally:
         model.train(was_training)
+
+
+def _one_by_one(objective, totals, count: int, scored, grad: bool) -> Outcome:
+    """The losses of the micro-batches add up to the loss of the update."""
+    loss, sums = 0.0, {}
+    for number in range(count):
+        part, scores = scored(number, grad)
+        with torch.set_grad_enabled(grad):
+            part_loss, metrics = objective(scores, columns_of(part, scores.logprob), totals)
+            if grad:
+                part_loss.backward()
+        loss += float(part_loss.detach())
+        for name, (total, count_) in metrics.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + float(total), before[1] + float(count_))
     return Outcome(loss, {"loss": loss, **objectives.finish(sums)})
+
+
+def _together(batch: Batch, objective, totals, micro_batches, scored, grad: bool) -> Outcome:
+    """The loss of all rows at once, on their scores as leaves; its gradients then go back micro-batch by micro-batch.
+
+    Exact for any objective, at the price of a second pass through the model.
+    """
+    whole = _gather(batch, micro_batches, lambda number: scored(number, False)[1])
+    leaves = [name for name in DIFFERENTIABLE if name == "logprob" or name in objective.needs]
+    for name in leaves:
+        getattr(whole, name).requires_grad_(grad)
+    with torch.set_grad_enabled(grad):
+        loss, metrics = objective(whole, columns_of(batch, whole.logprob), totals)
+    if grad:
+        flowing = dict(zip(leaves, torch.autograd.grad(loss, [getattr(whole, n) for n in leaves]), strict=True))
+        for number, rows in enumerate(micro_batches):
+            part, scores = scored(number, True)
+            width = max(part.scored())
+            torch.autograd.backward(
+                [getattr(scores, name) for name in leaves], [flowing[name][rows, :width] for name in leaves]
+            )
+    sums = {name: (float(total), float(count)) for name, (total, count) in metrics.items()}
+    return Outcome(float(loss.detach()), {"loss": float(loss.detach()), **objectives.finish(sums)})
+
+
+def _gather(batch: Batch, micro_batches: list[list[int]], score: Callable[[int], TokenScores]) -> TokenScores:
+    """The scores of all micro-batches as one (B, T) table each, rows in the batch's order."""
+    width, tables = max(batch.scored()), {}
+    for number, rows in enumerate(micro_batches):
+        for name, values in vars(score(number)).items():
+            if values is not None:
+                table = tables.setdefault(name, values.new_zeros(len(batch), width))
+                table[rows, : values.shape[1]] = values
+    return TokenScores(**{"entropy": None} | tables)
 
 
 def has_dropout(model: torch.nn.Module) -> bool:

@@ -87,6 +87,7 @@ class Context:
 
     def look(self, batch: update.Batch, objective, totals, purpose: str, dropout: int = 0, **how) -> update.Outcome:
         """Loss, metrics and gradients of `batch`, without the optimiser; `dropout` keys its draws."""
+        how.setdefault("train_mode", not self.settings.disable_dropout)
         return update.gradients(
             self.policy,
             batch,

@@ -14,6 +14,7 @@ from workbench import tokenise, update
 from workbench.methods import Method
 from workbench.methods.context import Context, Step, count_tokens
 from workbench.methods.evaluate import as_eval
+from workbench.objectives import Objective
 from workbench.objectives.preference import sigmoid
 from workbench.state import State
 
@@ -24,12 +25,12 @@ def prepare(tokenizer, rows, settings) -> tokenise.Pairs:
 
 
 def loop(state: State, ctx: Context) -> Iterator[Step]:
-    objective = partial(sigmoid, beta=ctx.settings.beta)
+    objective = Objective(partial(sigmoid, beta=ctx.settings.beta))
     while state.step < ctx.settings.steps:
         index = state.step + 1
         rows = [row for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]
         batch = with_reference(ctx, make_batch([ctx.data.items[row] for row in rows]))
-        outcome = ctx.learn(state, batch, objective, update.totals_of(batch), index, train_mode=False)
+        outcome = ctx.learn(state, batch, objective, update.totals_of(batch), index)
         outcome.metrics["num_tokens"] = count_tokens(state, batch.sequences)
         yield Step(index, outcome.metrics)
 
@@ -54,8 +55,8 @@ def evaluate(ctx: Context) -> dict[str, float]:
 
 def preview(ctx: Context, data: tokenise.Pairs, grad: bool = True) -> update.Outcome:
     batch = with_reference(ctx, make_batch(data.items))
-    objective = partial(sigmoid, beta=ctx.settings.beta)
-    return ctx.look(batch, objective, update.totals_of(batch), "preview", train_mode=False, grad=grad)
+    objective = Objective(partial(sigmoid, beta=ctx.settings.beta))
+    return ctx.look(batch, objective, update.totals_of(batch), "preview", grad=grad)
 
 
 METHOD = Method("dpo", "rows", prepare, loop, evaluate, preview)

@@ -20,6 +20,7 @@ from workbench.errors import DataError
 from workbench.methods import Method
 from workbench.methods.context import Context, Step, count_tokens
 from workbench.methods.evaluate import evaluate_task, sample, score
+from workbench.objectives import Objective
 from workbench.objectives.policy_gradient import clipped
 from workbench.sampling.rollouts import Rollouts
 from workbench.state import State
@@ -137,7 +138,7 @@ def totals_of(batch: update.Batch, whole: update.Batch, settings) -> dict[str, f
 
 def surrogate(settings):
     high = settings.epsilon if settings.epsilon_high is None else settings.epsilon_high
-    return partial(
+    made = partial(
         clipped,
         loss_type=settings.loss_type,
         epsilon_low=settings.epsilon,
@@ -145,6 +146,7 @@ def surrogate(settings):
         beta=settings.beta,
         correct_kl=settings.use_bias_correction_kl,
     )
+    return Objective(made)
 
 
 def evaluate(ctx: Context) -> dict[str, float]:

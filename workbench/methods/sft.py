@@ -13,6 +13,7 @@ from workbench import tokenise, update
 from workbench.methods import Method
 from workbench.methods.context import Context, Step, count_tokens
 from workbench.methods.evaluate import as_eval
+from workbench.objectives import Objective
 from workbench.objectives.supervised import nll
 from workbench.state import State
 
@@ -34,7 +35,7 @@ def loop(state: State, ctx: Context) -> Iterator[Step]:
         index = state.step + 1
         rows = [row for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]
         batch = make_batch([ctx.data.items[row] for row in rows])
-        outcome = ctx.learn(state, batch, nll, totals(batch), index)
+        outcome = ctx.learn(state, batch, Objective(nll), totals(batch), index)
         outcome.metrics["num_tokens"] = count_tokens(state, batch.sequences)
         yield Step(index, outcome.metrics)
 
@@ -60,7 +61,7 @@ def evaluate(ctx: Context) -> dict[str, float]:
 
 def preview(ctx: Context, data: tokenise.Examples, grad: bool = True) -> update.Outcome:
     batch = make_batch(data.items)
-    return ctx.look(batch, nll, totals(batch), "preview", grad=grad)
+    return ctx.look(batch, Objective(nll), totals(batch), "preview", grad=grad)
 
 
 METHOD = Method("sft", "rows", prepare, loop, evaluate, preview)

@@ -1,8 +1,10 @@
 """Objectives: pure functions of tensors. Token scores and batch columns in; loss and metrics out.
 
-An objective is called once per micro-batch as `objective(scores, columns, totals)`.
+An objective is called once per micro-batch as `objective(scores, columns, totals)`; one whose rows depend on each
+other (`coupled`) is called once per update, on all of its rows.
 
-scores   `logprob`, `entropy` (B, T) of the trained tokens, differentiable; `mask`, `top1` (B, T)
+scores   `logprob`, `entropy` (B, T) of the scored tokens, differentiable (the entropy only where it is needed);
+         `mask`, `top1` (B, T); and the other scores that the objective says it needs
 columns  what the rows bring along: (B,) or (B, T), padded with 0
 totals   the normalisers of the whole update (rows, tokens, weight, ...), so that the losses of its
          micro-batches add up to the loss of the update whatever the split
@@ -14,12 +16,30 @@ added sums and counts. What the columns and totals are called stands in each obj
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 Metrics = dict[str, tuple[Tensor, Tensor]]
-Objective = Callable[..., tuple[Tensor, Metrics]]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss, and what it asks of the update.
+
+    needs    scores beyond the log-probs: "entropy" (its gradient too), "mean_logprob", "log_sum_sq"
+             (see `scoring.TokenScores`)
+    coupled  whether the loss of a row depends on other rows than those of its own unit (a sort or a quantile
+             over the batch): micro-batches cannot be added up then, and the update scores all rows first
+    """
+
+    function: Callable[..., tuple[Tensor, Metrics]]
+    needs: frozenset[str] = frozenset()
+    coupled: bool = False
+
+    def __call__(self, scores, columns, totals) -> tuple[Tensor, Metrics]:
+        return self.function(scores, columns, totals)
 
 
 def mean_over(values: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

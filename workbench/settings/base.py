@@ -1,0 +1,95 @@
+"""Settings every method takes, and `knob`, which writes a setting's rule beside its default."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+def knob(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    choices: Sequence[str] = (),
+    fixed: bool = False,
+) -> Any:
+    """A dataclass field with the rule its value must keep (each element of it, where it is a list).
+
+    `fixed`: it cannot change within a run, because rows and draws follow from it.
+    """
+    rule = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata=rule | {"fixed": fixed})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every method takes."""
+
+    steps: int = knob(100, at_least=1)
+    """steps in all; a step is one committed unit (for GRPO: one sampling with all its updates)"""
+    lr: float = knob(1e-5, at_least=0.0)
+    """peak learning rate"""
+    seed: int = knob(0, fixed=True)
+    """seed of the order of rows, of sampling and of dropout"""
+    micro_batch_size: int | None = knob(None, at_least=1)
+    """rows (DPO: pairs) that go through the model at once; None: as many as keep the logits under 1 GiB.
+    It never changes a result (but for the draws of dropout), only memory and time"""
+    optim: str = knob("adamw_torch", choices=("adamw_torch", "adamw_8bit"))
+    """the optimiser: AdamW in the parameters' precision, or bitsandbytes' with 8-bit moments"""
+    weight_decay: float = knob(0.0, at_least=0.0)
+    """AdamW's decoupled decay; vectors (biases, norms) are left out"""
+    adam_beta1: float = knob(0.9, at_least=0.0, below=1.0)
+    adam_beta2: float = knob(0.999, at_least=0.0, below=1.0)
+    adam_epsilon: float = knob(1e-8, above=0.0)
+    max_grad_norm: float = knob(1.0, at_least=0.0)
+    """gradients are scaled down to this global norm; 0 leaves them as they are"""
+    lr_scheduler_type: str = knob("constant", choices=("constant", "linear", "cosine"))
+    """'constant', 'linear' or 'cosine' (both to zero at the last step), after the warm-up"""
+    warmup_steps: int = knob(0, at_least=0)
+    """steps over which the learning rate rises linearly from zero"""
+    disable_dropout: bool = False
+    """train without dropout, whatever the model and the adapter say"""
+    gradient_checkpointing: bool = False
+    """compute each layer's activations again in the backward pass instead of keeping them: less memory, about a
+    third more time, the same numbers"""
+    eval_steps: int | None = knob(None, at_least=1)
+    """evaluate every so many steps, from step 0 on and at the end; None: about ten times in the run.
+    Needs `eval_dataset`"""
+    num_generations_eval: int = knob(8, at_least=1)
+    """completions per held-out prompt, where the evaluation samples; pass@k is given for k up to it"""
+    snapshot_steps: int = knob(10, at_least=1)
+    """write a snapshot every so many steps; the steps between are restored by replaying the stored record"""
+    snapshot_gb: float = knob(10.0, above=0.0)
+    """most disk that snapshots take; past it the oldest go first, never the first or the latest"""
+    time_limit: float | None = knob(None, above=0.0)
+    """stop after so many seconds of steps (wall clock); None: no limit"""
+    max_new_tokens: int = knob(512, at_least=1)
+    """longest completion that is sampled"""
+    temperature: float = knob(1.0, above=0.0)
+    """sampling temperature; log-probs, entropy and KL are those of the distribution at this temperature"""
+    top_p: float = knob(1.0, above=0.0, at_most=1.0)
+    top_k: int = knob(0, at_least=0)
+    """sample among the k likeliest tokens only; 0: all"""
+    shuffle_dataset: bool = True
+    """draw the rows of each epoch in a new order; False: in the order given"""
+
+    def problem(self) -> str | None:
+        """What does not go together among the values, in a sentence; None when all is well."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceSettings:
+    """Of methods that compare the policy with a reference: the reference may follow the policy."""
+
+    sync_ref_model: bool = False
+    """move the reference towards the policy now and then (TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656)"""
+    ref_model_mixup_alpha: float = knob(0.6, at_least=0.0, at_most=1.0)
+    """the reference becomes alpha * policy + (1 - alpha) * reference"""
+    ref_model_sync_steps: int = knob(512, at_least=1)
+    """updates between two such moves"""
