@@ -27,9 +27,22 @@ class Method:
     loop: Callable[..., Any]
     evaluate: Callable[..., dict[str, float]]
     preview: Callable[..., Any]
+    notice: Callable[..., str | None] = lambda data, settings: None
+    """what to say of prepared data and settings before a run begins; None: nothing"""
+
+
+METHODS = {
+    "sft": "sft:METHOD",
+    "dpo": "dpo:METHOD",
+    "cpo": "dpo:CPO",
+    "orpo": "dpo:ORPO",
+    "kto": "kto:METHOD",
+    "grpo": "grpo:METHOD",
+}
+"""method -> the module of this package that has it, and its name there"""
 
 
 def get(name: str) -> Method:
-    """The method `name` ('sft', 'dpo', 'grpo')."""
-    module = import_module(f"workbench.methods.{name}")
-    return module.METHOD
+    """The method `name`, one of METHODS."""
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(import_module(f"workbench.methods.{module}"), attribute)

@@ -1,0 +1,182 @@
+"""The reference: the policy as the run began, asked only where a loss reads it, kept in memory, or following."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import workbench as wb
+from tests.models import tiny_policy
+from tests.runs import assert_same_metrics, assert_same_weights, make_run, rows_for, weights
+from workbench.errors import SettingError
+from workbench.methods import reference
+from workbench.methods.context import Context
+
+
+def passes(monkeypatch) -> list[str]:
+    """The purposes for which the reference is scored from now on."""
+    seen, original = [], reference.logprobs
+    monkeypatch.setattr(reference, "logprobs", lambda *a, **k: seen.append("pass") or original(*a, **k))
+    return seen
+
+
+@pytest.mark.parametrize(
+    "loss, count", [("sigmoid", 3), ("simpo", 0), ("orpo", 0), ("sft", 0), (["cpo", "sigmoid"], 3)]
+)
+def test_the_reference_is_asked_only_where_a_loss_reads_it(tmp_path, monkeypatch, loss, count):
+    run = make_run("dpo", tmp_path, loss_type=loss)
+    run._ready()
+    seen = passes(monkeypatch)
+    run.run(3)
+    assert len(seen) == count
+
+
+def test_kept_log_probs_are_computed_once_a_row_and_survive_time(tmp_path, monkeypatch):
+    run = make_run("dpo", tmp_path, precompute_ref_log_probs=True, eval_dataset=rows_for("dpo", 3), eval_steps=1)
+    seen, counted, original = passes(monkeypatch), [], Context.scored
+    monkeypatch.setattr(Context, "scored", lambda self, b, *a: counted.extend(b.sequences) or original(self, b, *a))
+    list(run)  # 6 steps of 4 pairs of 12 and 7 evaluations of 3
+    assert not seen and len(counted) == 2 * (12 + 3)
+    again = make_run("dpo", tmp_path / "again", precompute_ref_log_probs=True)
+    again.run(2)
+    again.rewind(1)
+    resumed = wb.resume(again.folder)
+    list(resumed)
+    assert_same_weights(weights(resumed), weights(run))
+
+
+def test_dpo_starts_at_log_two_from_any_adapter_and_stays_there(tmp_path):
+    """After SFT; with the adapter saved and loaded; after fork, rewind and resume, here and in a new process."""
+    policy = tiny_policy(tmp_path / "model").attach(wb.LoRA(r=4, alpha=8))
+    tuned = wb.sft(policy, rows_for("sft"), steps=3, lr=1e-2, out=tmp_path / "sft")
+    tuned.run()
+    adapter = weights(tuned)
+    assert any(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    policy.save(tmp_path / "adapter")
+
+    loaded = wb.load(tmp_path / "adapter", dtype="float32", device="cpu")
+    settings = dict(steps=3, batch_size=4, lr=1e-2, seed=2, snapshot_steps=1)
+    for start, out in ((policy, "from_sft"), (loaded, "from_folder")):
+        run = wb.dpo(start, rows_for("dpo"), out=tmp_path / out, **settings)
+        run.run(2)
+        assert run.metrics.loc[1, "loss"] == pytest.approx(math.log(2), abs=1e-6)
+        assert run.metrics.loc[1, "rewards/margins"] == 0
+        assert_same_weights(run.engine._reference(), adapter)
+    moved = run.metrics.loc[2, "loss"]
+    assert abs(moved - math.log(2)) > 1e-4
+
+    fork = run.fork(1)
+    fork.run(1)
+    run.rewind(1)
+    run.run(1)
+    assert fork.metrics.loc[2, "loss"] == run.metrics.loc[2, "loss"] == moved
+    assert_same_weights(fork.engine._reference(), adapter)
+    run.rewind(0)
+    run.stop()
+    code = (
+        "import sys, workbench as wb; run = wb.resume(sys.argv[1]); run.run(2); print(run.metrics.loc[2, 'loss'].hex())"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run.folder)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float.fromhex(done.stdout.split()[-1]) == moved
+    assert wb.open(run.folder).metrics.loc[1, "loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+SYNC = dict(sync_ref_model=True, ref_model_mixup_alpha=0.6, ref_model_sync_steps=2)
+
+
+def test_the_reference_follows_after_every_so_many_updates(tmp_path):
+    policy = tiny_policy(tmp_path / "model")
+    run = make_run("dpo", tmp_path, policy, lr=1e-3, **SYNC)
+    run._ready()
+    start = weights(run)
+    expected = start
+    for step in run:
+        if step.index == 1:
+            assert not run.engine.state.tensors
+        if step.index % 2 == 0:
+            now = weights(run)
+            expected = {n: 0.4 * expected[n] + 0.6 * now[n] for n in start}
+            held = reference.params(run.engine.state, run.engine._context)
+            assert all(torch.allclose(held[n], expected[n], rtol=1e-6, atol=1e-7) for n in start), step.index
+    assert any(not torch.equal(held[n], start[n]) for n in start)
+
+
+def test_the_reference_becomes_the_adapter_with_alpha_one(tmp_path):
+    run = make_run("dpo", tmp_path, **SYNC | {"ref_model_mixup_alpha": 1.0}, eval_dataset=rows_for("dpo", 3))
+    run.run(2)
+    assert_same_weights({n[len(reference.PREFIX) :]: t for n, t in run.engine.state.tensors.items()}, weights(run))
+    assert run.gradients(rows_for("dpo")).loss == pytest.approx(math.log(2), abs=1e-6)
+    assert run.metrics.loc[2, "eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    before = run.metrics
+    run.set(ref_model_mixup_alpha=0.5)
+    with pytest.raises(SettingError, match="does not. Set ref_model_mixup_alpha=1.0"):
+        run.run(1)
+    assert_same_metrics(run.metrics, before)
+    run.set(sync_ref_model=False, precompute_ref_log_probs=True)  # it stays where it is, and is no longer the beginning
+    run.run(1)
+    assert run.metrics.loc[3, "loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_mixing_an_adapter_is_refused_before_work(tmp_path):
+    with pytest.raises(SettingError, match="mixing the factor matrices.*ref_model_mixup_alpha=1.0.*without an adapter"):
+        make_run("dpo", tmp_path, **SYNC)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory):
+    """A run with a moving reference that nothing happened to."""
+    folder = tmp_path_factory.mktemp("followed")
+    run = make_run("dpo", folder, tiny_policy(folder / "model"), lr=1e-3, **SYNC)
+    list(run)
+    return run
+
+
+@pytest.mark.parametrize("what", ["memory", "replay", "restart", "fork", "resume"])
+def test_time_with_a_moving_reference_is_bit_equal(what, followed, tmp_path):
+    run = make_run("dpo", tmp_path, tiny_policy(tmp_path / "model"), lr=1e-3, **SYNC)
+    run.run(5)
+    if what == "replay":
+        run.engine.memory.clear()  # steps 4 and 5 come again from the snapshot of step 3, across a move
+    if what in ("memory", "replay"):
+        run.rewind(5 if what == "replay" else 3)
+    if what == "restart":
+        run.engine._loop = None
+    if what == "fork":
+        run.engine.memory.clear()
+        run = run.fork(5)
+    if what == "resume":
+        run.stop()
+        run = wb.resume(run.folder)
+    list(run)
+    assert_same_weights(weights(run), weights(followed))
+    assert_same_metrics(run.metrics, followed.metrics, first=6 if what == "fork" else 1)
+    assert_same_weights(run.engine.state.tensors, followed.engine.state.tensors)
+
+
+def test_a_mixture_of_coupled_losses_is_restored_and_resumed(tmp_path):
+    settings = dict(loss_type=["aot", "sft"], loss_weights=[1, 0.5], beta=0.5, label_smoothing=0.1, micro_batch_size=2)
+    run = make_run("dpo", tmp_path, **settings)
+    run.run(5)
+    run.engine.memory.clear()
+    run.rewind(4)
+    run.stop()
+    again = wb.resume(run.folder)
+    list(again)
+    whole = make_run("dpo", tmp_path / "whole", **settings)
+    list(whole)
+    assert_same_weights(weights(again), weights(whole))
+    assert_same_metrics(again.metrics, whole.metrics)
+    assert again.engine.settings.parts() == {"aot": 1.0, "sft": 0.5}
+
+
+def test_an_adapter_that_starts_at_zero_is_its_own_reference(tmp_path):
+    policy = tiny_policy(tmp_path / "model").attach(wb.LoRA(r=4, alpha=8))
+    run = wb.dpo(policy, rows_for("dpo"), loss_type="sppo_hard", beta=0.5, steps=1, out=tmp_path / "run")
+    run.run()
+    assert run.metrics.loc[1, "loss"] == pytest.approx(2.0, abs=1e-5)
