@@ -1,4 +1,4 @@
-"""Group advantages against numbers worked by hand."""
+"""Advantages against numbers worked by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from workbench.advantages import group_relative
+from workbench.advantages import Rewards, estimate, group_relative, shaped, spread
+from workbench.settings import make
 
 NAN = float("nan")
 
@@ -16,6 +17,17 @@ def advantages(reward: list[float], group: list[int] | None = None, scale: str =
     values = torch.tensor(reward, dtype=torch.float64)
     made, spread = group_relative(values, group or [0] * len(reward), scale)
     return made.tolist(), spread.tolist()
+
+
+def estimated(reward: list[float], group: list[int] | None = None, parts=None, weights=None, **settings) -> list[float]:
+    """By `estimate`; `parts` are (N, K)."""
+    made = Rewards(
+        torch.tensor(reward, dtype=torch.float64),
+        group or [0] * len(reward),
+        None if parts is None else torch.tensor(parts, dtype=torch.float64),
+        None if weights is None else torch.tensor(weights, dtype=torch.float64),
+    )
+    return estimate(made, make("grpo", settings)).tolist()
 
 
 def test_one_right_of_four():
@@ -31,7 +43,8 @@ def test_two_right_of_four():
 
 
 def test_equal_rewards_teach_nothing():
-    assert advantages([0.3, 0.3, 0.3]) == ([0, 0, 0], [0])
+    assert advantages([0.3, 0.3, 0.3]) == ([0, 0, 0], [0])  # their sum is not 3 x 0.3 in floating point
+    assert estimated([0.85] * 3, advantage_estimator="rloo") == [0, 0, 0]
 
 
 def test_rewards_equal_but_for_rounding_give_no_large_advantages():
@@ -93,3 +106,68 @@ def test_the_reward_is_not_changed():
     reward = torch.tensor([1.0, NAN, 0.0])
     group_relative(reward, [0, 0, 0])
     assert reward[0] == 1 and reward[1].isnan() and reward[2] == 0
+
+
+def test_the_group_estimator_is_group_relative():
+    for scale in ("group", "batch", "none"):
+        found = estimated([1, 0, 3, 1], [0, 0, 1, 1], scale_rewards=scale)
+        assert found == advantages([1, 0, 3, 1], [0, 0, 1, 1], scale)[0]
+
+
+def test_leave_one_out():
+    assert estimated([1, 0, 0, 0], advantage_estimator="rloo") == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3])
+    # two groups, mixed; 5 - 1 and 1 - 5, 2 - (4 + 6) / 2 and so on
+    found = estimated([5, 2, 1, 4, 6], [0, 1, 0, 1, 1], advantage_estimator="rloo")
+    assert found == pytest.approx([4, -3, -4, 0, 3])
+
+
+def test_leave_one_out_without_some_rewards():
+    found = estimated([1, NAN, 0, 3, NAN], [0, 0, 0, 1, 1], advantage_estimator="rloo")
+    assert found == pytest.approx([1, 0, -1, 0, 0]), "a single scored row has no other to be compared with"
+
+
+def test_batch_mean_and_no_baseline():
+    assert estimated([1, 0, NAN, 5], [0, 0, 1, 1], advantage_estimator="reinforce") == pytest.approx([-1, -2, 0, 3])
+    assert estimated([1, 0, NAN, 5], [0, 0, 1, 1], advantage_estimator="none") == [1, 0, 0, 5]
+    assert estimated([7.0], advantage_estimator="reinforce", group_size=1) == [0]
+    assert estimated([NAN, NAN], advantage_estimator="reinforce") == [0, 0]
+
+
+def test_normalised_advantages():
+    # leave-one-out 1, -1, and nothing for the third; mean 0, std sqrt(2)
+    settings = {"advantage_estimator": "rloo", "normalize_advantages": True}
+    size = 1 / (math.sqrt(2) + 1e-4)
+    assert estimated([1, 0, NAN], **settings) == pytest.approx([size, -size, 0])
+    # without a baseline: mean 2, std sqrt(2)
+    settings["advantage_estimator"] = "none"
+    assert estimated([1, NAN, 3], **settings) == pytest.approx([-size, 0, size])
+
+
+def test_each_reward_normalised_then_summed():
+    # one group of two, two rewards: 1 and 0 (std sqrt(1/2)), 10 and 20 (std sqrt(50)); weights 1 and 0.5
+    first, second = 0.5 / (math.sqrt(0.5) + 1e-4), 5 / (math.sqrt(50) + 1e-4)
+    total = first - 0.5 * second
+    size = total / (total * math.sqrt(2) + 1e-4)
+    how = {"multi_objective_aggregation": "normalize_then_sum"}
+    found = estimated([6, 10], parts=[[1, 10], [0, 20]], weights=[1, 0.5], **how)
+    assert found == pytest.approx([size, -size])
+    # the third row has no second reward: that counts 0; the fourth has none at all
+    parts = [[1, 10], [0, 20], [0.5, NAN], [NAN, NAN]]
+    found = estimated([6, 10, 0.5, NAN], [0, 0, 0, 0], parts, [1.0, 1.0], **how)
+    s = [0.5 / 0.5001 - second, -0.5 / 0.5001 + second, 0.0]
+    std = math.sqrt(sum(x * x for x in s) / 2) + 1e-4
+    assert found == pytest.approx([s[0] / std, s[1] / std, 0, 0])
+
+
+def test_what_is_compared():
+    reward = torch.tensor([3.0, -2.0, 0.5, NAN], dtype=torch.float64)
+    settings = make("grpo", {"reward_clip_range": [-1, 1]})
+    assert shaped(reward, settings)[:3].tolist() == [1, -1, 0.5] and shaped(reward, settings)[3].isnan()
+    settings = make("grpo", {"preset": "rloo", "beta": 0.5})
+    assert shaped(reward, settings, torch.tensor([1.0, -1.0, 0.0, 0.0]))[:3].tolist() == [2.5, -1.5, 0.5]
+    assert reward[0] == 3
+
+
+def test_spread_of_each_group():
+    reward = torch.tensor([1, 3, 2, 2, 2, NAN], dtype=torch.float64)
+    assert spread(reward, [4, 4, 1, 1, 1, 2]).tolist() == pytest.approx([math.sqrt(2), 0, 0])

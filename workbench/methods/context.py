@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench import keys, update
+from workbench import keys, lines, update
 from workbench.sampling.rollouts import Rollouts
 from workbench.settings import Settings
 from workbench.state import State
@@ -55,19 +55,25 @@ class Context:
     eval_data: Any = None
     reference: Callable[[], dict[str, Tensor]] | None = None
     """the parameters the run began with"""
+    state: State | None = None
+    """the run's state, for evaluations and previews: a reference that moves stands there"""
     replay: Replay | None = None
     check: Callable[[], None] = lambda: None
     plans: dict[str, list[list[int]]] = field(default_factory=dict)
     """the micro-batches (row numbers) of each pass through the model in this step, by what the pass is for"""
 
     def draw(self, step: int, count: int, n: int) -> list[tuple[int, int]]:
-        """The rows of a step: `count` of `n`, epoch after epoch, each epoch in its own order.
+        """The rows of a step that draws `count` of `n`, as every step before it did: see `draw_from`."""
+        return self.draw_from((step - 1) * count, count, n)
 
-        Returns (row, round): the round numbers the times a row comes up within this step (0 unless count > n).
+    def draw_from(self, first: int, count: int, n: int) -> list[tuple[int, int]]:
+        """`count` of `n` rows after the `first` that were drawn, epoch after epoch, each epoch in its own order.
+
+        Returns (row, round): the round numbers the times a row comes up within this draw (0 unless count > n).
         """
         drawn, seen = [], {}
         orders: dict[int, Sequence[int]] = {}
-        for position in range((step - 1) * count, step * count):
+        for position in range(first, first + count):
             epoch, i = divmod(position, n)
             if epoch not in orders:
                 shuffled = keys.permutation(keys.key(self.settings.seed, "order", epoch), n)
@@ -88,6 +94,8 @@ class Context:
     def look(self, batch: update.Batch, objective, totals, purpose: str, dropout: int = 0, **how) -> update.Outcome:
         """Loss, metrics and gradients of `batch`, without the optimiser; `dropout` keys its draws."""
         how.setdefault("train_mode", not self.settings.disable_dropout)
+        how.setdefault("padding_free", self.settings.padding_free)
+        how.setdefault("gradient_checkpointing", self.settings.gradient_checkpointing)
         return update.gradients(
             self.policy,
             batch,
@@ -108,12 +116,21 @@ class Context:
 
     def logprobs(self, batch: update.Batch, purpose: str, temperature: float = 1.0) -> list[list[float]]:
         """Per row the log-probs (nats) of its scored tokens under the weights the policy holds; no gradient."""
+        return self.scored(batch, self.plan(batch, purpose), temperature)
+
+    def scored(
+        self, batch: update.Batch, micro_batches: list[list[int]], temperature: float = 1.0
+    ) -> list[list[float]]:
+        """The same in given micro-batches, which the step's record does not keep."""
         made: list[list[float]] = [[] for _ in range(len(batch))]
         with torch.no_grad():
-            for rows in self.plan(batch, purpose):
+            for rows in micro_batches:
                 self.check()
                 part = batch.take(rows)
-                scores = self.policy.token_scores(part.sequences, part.starts, temperature=temperature, entropy=False)
+                laid = lines.of(self.policy, list(map(len, part.sequences)), part.lines, self.settings.padding_free)
+                scores = self.policy.token_scores(
+                    part.sequences, part.starts, temperature=temperature, entropy=False, lines=laid
+                )
                 for i, row, count in zip(rows, scores.logprob.double().cpu(), part.scored(), strict=True):
                     made[i] = row[:count].tolist()
         return made

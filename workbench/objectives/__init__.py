@@ -10,18 +10,29 @@ totals   the normalisers of the whole update (rows, tokens, weight, ...), so tha
          micro-batches add up to the loss of the update whatever the split
 
 It returns `(loss, metrics)`; a metric is a `(sum, count)` pair, and the update's metric is the ratio of the
-added sums and counts. What the columns and totals are called stands in each objective's docstring.
+added sums and counts; or it is an `Extreme`, the least or the largest. What the columns and totals are called
+stands in each objective's docstring.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-Metrics = dict[str, tuple[Tensor, Tensor]]
+
+@dataclass(frozen=True)
+class Extreme:
+    """A metric that is the least or the largest of some values; NaN where there are none."""
+
+    value: Tensor | float
+    largest: bool
+
+
+Metrics = dict[str, tuple[Tensor, Tensor] | Extreme]
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,26 @@ def mean_of(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.sum(), torch.tensor(float(values.numel()), dtype=values.dtype, device=values.device)
 
 
-def finish(metrics: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """The ratios of (sum, count) pairs; NaN where nothing was counted."""
-    return {name: total / count if count else float("nan") for name, (total, count) in metrics.items()}
+def least_of(values: Tensor) -> Extreme:
+    """The least of `values`, NaN aside."""
+    return Extreme(values.detach().nan_to_num(nan=math.inf).min(), largest=False)
+
+
+def most_of(values: Tensor) -> Extreme:
+    """The largest of `values`, NaN aside."""
+    return Extreme(values.detach().nan_to_num(nan=-math.inf).max(), largest=True)
+
+
+def finish(*parts: Mapping[str, tuple | Extreme]) -> dict[str, float]:
+    """The metrics of an update from those of its micro-batches: ratios of the added (sum, count) pairs, least and
+    largest of extremes; NaN where nothing was counted."""
+    made = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        found = [part[name] for part in parts if name in part]
+        if isinstance(found[0], Extreme):
+            extreme = (max if found[0].largest else min)(float(one.value) for one in found)
+            made[name] = extreme if math.isfinite(extreme) else math.nan
+            continue
+        total, count = sum(float(one[0]) for one in found), sum(float(one[1]) for one in found)
+        made[name] = total / count if count else math.nan
+    return made

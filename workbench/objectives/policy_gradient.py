@@ -1,85 +1,175 @@
-"""Policy-gradient losses: a surrogate per token, a KL term, and a reduction to one number.
+"""Policy-gradient losses: a surrogate for each token, a KL term, a reduction to one number, an entropy bonus.
 
-With rho = exp(logprob - old_logprob) the clipped surrogate of PPO (Schulman et al. 2017, arXiv 1707.06347) is
-min(rho A, clip(rho, 1 - eps_low, 1 + eps_high) A); GRPO (Shao et al. 2024, arXiv 2402.03300) takes A from the
-group, and adds beta times the "k3" estimate of the KL to the reference.
+`LOSS_TYPES` says which surrogate and which reduction a `loss_type` stands for; the parts are tables of their own
+(`surrogates.SURROGATES`, `reductions.REDUCTIONS`, `kl.KL`). The loss is
+
+    reduce(surrogate * kept * weight + beta * KL) - entropy_coef * mean entropy
+
+with `kept` 0 for tokens of low entropy (`top_entropy_quantile`) and for rows that are off-policy
+(`off_policy_mask_threshold`), and `weight` the correction for the sampler. Values are TRL 1.16's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench.objectives import Metrics, mean_over
+from workbench.objectives import Metrics, Objective, mean_over, most_of
+from workbench.objectives.kl import KL
+from workbench.objectives.reductions import REDUCTIONS
+from workbench.objectives.sampler import gap
+from workbench.objectives.surrogates import SURROGATES, Terms, ratio_of
 
 
-def clipped(
-    scores,
-    columns: Mapping[str, Tensor],
-    totals: Mapping[str, float],
-    *,
-    loss_type: str,
-    epsilon_low: float,
-    epsilon_high: float,
-    beta: float,
-    correct_kl: bool = True,
+@dataclass(frozen=True)
+class LossType:
+    """A row of the table below."""
+
+    surrogate: str
+    reduction: str
+    corrects_kl: bool = True
+    """reads `use_bias_correction_kl`"""
+
+
+LOSS_TYPES: dict[str, LossType] = {
+    "dapo": LossType("clip", "dapo"),
+    "grpo": LossType("clip", "grpo"),
+    "bnpo": LossType("clip", "bnpo"),
+    "dr_grpo": LossType("clip", "dr_grpo"),
+    "luspo": LossType("clip", "luspo"),
+    "cispo": LossType("cispo", "dapo"),
+    "sapo": LossType("sapo", "grpo"),
+    "vespo": LossType("vespo", "dapo"),
+    # TRL's GMPOTrainer takes the KL estimate as it stands
+    "gmpo": LossType("gmpo", "grpo", corrects_kl=False),
+}
+"""one name picks surrogate and reduction, as in TRL"""
+
+
+def objective(settings: Any, entropy_coef: float | None = None) -> Objective:
+    """The objective of one update; `entropy_coef` as it stands now, where it moves (None: the setting).
+
+    It couples rows where `top_entropy_quantile` compares the tokens of the whole update (TRL: of each micro-batch).
+    """
+    coef = settings.entropy_coef if entropy_coef is None else entropy_coef
+    return Objective(
+        partial(policy_gradient, settings=settings, entropy_coef=coef),
+        needs=frozenset({"entropy"} if rewards_entropy(settings) else ()),
+        coupled=settings.top_entropy_quantile < 1,
+    )
+
+
+def rewards_entropy(settings: Any) -> bool:
+    """Whether the loss has an entropy bonus (its coefficient may be 0 for now, where it is adaptive)."""
+    return bool(settings.use_adaptive_entropy or settings.entropy_coef)
+
+
+def policy_gradient(
+    scores, columns: Mapping[str, Tensor], totals: Mapping[str, float], *, settings: Any, entropy_coef: float = 0.0
 ) -> tuple[Tensor, Metrics]:
-    """columns: `advantage` (B,); `keep` (B,) 0 for rows left out; `old_logprob` (B, T) unless the old policy is
-    the current one; `ref_logprob` (B, T) when beta > 0; `sampler_logprob` (B, T) where known, for a metric.
-    totals: see `reduce`. `correct_kl` multiplies the KL estimate by rho, so that its gradient is the one of the
-    KL itself also where the old policy is the current one (DeepSeek-V3.2, arXiv 2512.02556).
+    """columns: `advantage` (B,) or (B, T); `keep` (B,) 0 for rows left out; `old_logprob` (B, T) unless the old
+    policy is the current one; `ref_logprob` (B, T) where the loss has a KL term; `sampler_logprob` (B, T) where
+    known; `sampler_weight` (B, T) or (B,), the correction (`objectives.sampler`).
+    totals: `rows`, `tokens` (of rows that are kept), `tokens_share`, `max_tokens`: see `objectives.reductions`.
     """
+    kind = LOSS_TYPES[settings.loss_type]
+    surrogate = SURROGATES[kind.surrogate]
+    terms, old = _terms(scores, columns, settings)
+    loss, metrics = surrogate.function(terms, settings)  # (B, T) or (B, 1)
+    if settings.off_policy_mask_threshold is not None:
+        loss = loss * on_policy(terms, columns.get("sampler_logprob", old), settings.off_policy_mask_threshold)
+    if not surrogate.per_row:
+        loss = loss * terms.active
+    if terms.weight is not None and not surrogate.weighs_sampler:
+        loss = loss * terms.weight
+    metrics["entropy"] = mean_over(scores.entropy, terms.mask)
+    if settings.top_entropy_quantile < 1:
+        metrics["entropy/trained_tokens"] = mean_over(scores.entropy, terms.active)
+    if settings.beta and not settings.kl_in_reward:
+        kl = KL[settings.kl_estimator].function(terms.logprob, columns["ref_logprob"].to(terms.logprob.dtype))
+        # rho's gradient counts: it makes the gradient that of the KL itself
+        kl = kl * terms.ratio if settings.use_bias_correction_kl and kind.corrects_kl else kl  # (B, T)
+        loss = loss + settings.beta * kl
+        metrics["kl"] = mean_over(kl, terms.mask)
+    if "sampler_logprob" in columns and "old_logprob" not in columns:
+        metrics |= sampling_metrics(old, columns["sampler_logprob"], terms.mask)
+    reduced = REDUCTIONS[kind.reduction].function(loss, terms.mask, totals)
+    if rewards_entropy(settings):
+        share = reduced.detach() * totals["rows"], reduced.new_tensor(float(len(terms.mask)))
+        metrics["policy_loss"] = share
+        reduced = reduced - entropy_coef * _mean_entropy(scores.entropy, terms, totals, settings)
+    return reduced, metrics
+
+
+def _terms(scores, columns: Mapping[str, Tensor], settings: Any) -> tuple[Terms, Tensor]:
+    """What the surrogate is made of, and the old log-probs (B, T)."""
     logprob = scores.logprob  # (B, T)
-    mask = scores.mask.to(logprob.dtype) * columns["keep"].to(logprob.dtype)[:, None]  # (B, T)
-    advantage = columns["advantage"].to(logprob.dtype)[:, None]  # (B, 1)
-    old = columns["old_logprob"].to(logprob.dtype) if "old_logprob" in columns else logprob.detach()
-    ratio = torch.exp(logprob - old)  # (B, T)
-    inside = torch.clamp(ratio, 1 - epsilon_low, 1 + epsilon_high)
-    token_loss = -torch.min(ratio * advantage, inside * advantage)  # (B, T)
-
-    low = (ratio < 1 - epsilon_low) & (advantage < 0)
-    high = (ratio > 1 + epsilon_high) & (advantage > 0)
-    metrics = {
-        "entropy": mean_over(scores.entropy, mask),
-        "clip_ratio/low_mean": mean_over(low.to(logprob.dtype), mask),
-        "clip_ratio/high_mean": mean_over(high.to(logprob.dtype), mask),
-        "clip_ratio/region_mean": mean_over((low | high).to(logprob.dtype), mask),
-    }
-    if beta:
-        kl = k3(logprob, columns["ref_logprob"].to(logprob.dtype))  # (B, T)
-        kl = kl * ratio if correct_kl else kl
-        token_loss = token_loss + beta * kl
-        metrics["kl"] = mean_over(kl, mask)
-    if "sampler_logprob" in columns:
-        gap = (old.detach() - columns["sampler_logprob"].to(logprob.dtype)).abs()
-        metrics["sampling/sampling_logp_difference/mean"] = mean_over(gap, mask)
-    return reduce(token_loss, mask, totals, loss_type), metrics
+    dtype, level = logprob.dtype, settings.importance_sampling_level
+    mask = scores.mask.to(dtype) * columns["keep"].to(dtype)[:, None]  # (B, T)
+    active = mask
+    if settings.top_entropy_quantile < 1:
+        active = mask * high_entropy(scores.entropy.detach(), mask, settings.top_entropy_quantile)
+    old = columns["old_logprob"].to(dtype) if "old_logprob" in columns else logprob.detach()
+    log_ratio = logprob - old
+    weight = columns.get("sampler_weight")
+    made = Terms(
+        logprob,
+        log_ratio,
+        ratio_of(log_ratio, mask, level),
+        _column(columns["advantage"].to(dtype)),
+        mask,
+        active,
+        by_row=level != "token",
+        weight=None if weight is None else _column(weight.to(dtype)),
+    )
+    return made, old
 
 
-def k3(logprob: Tensor, ref_logprob: Tensor) -> Tensor:
-    """Schulman's k3 estimate of KL(policy || reference) per token: exp(d) - d - 1 with d = ref - policy; >= 0."""
-    d = ref_logprob - logprob
-    return torch.exp(d) - d - 1
+def _column(values: Tensor) -> Tensor:
+    """(B,) as (B, 1); (B, T) as it is."""
+    return values[:, None] if values.dim() == 1 else values
 
 
-def reduce(token_loss: Tensor, mask: Tensor, totals: Mapping[str, float], loss_type: str) -> Tensor:
-    """(B, T) losses as one number.
+def high_entropy(entropy: Tensor, mask: Tensor, share: float) -> Tensor:
+    """(B, T) 1 for the `share` of the masked tokens with the highest entropy (Wang et al. 2025, arXiv 2506.01939).
 
-    dapo     sum / `tokens_share`: the tokens of the whole sampling over the updates of a pass, as TRL 1.16 does;
-             the paper (Yu et al. 2025, arXiv 2503.14476) divides by the tokens of the update
-    bnpo     sum / `tokens` of the update
-    grpo     mean over `rows` of the row's token mean (Shao et al. 2024)
-    dr_grpo  sum / (`rows` * `max_tokens`) (Liu et al. 2025, arXiv 2503.20783)
+    Those at or above the quantile 1 - share, interpolated linearly; so for a small share the highest one stays.
     """
-    summed = (token_loss * mask).sum(-1)  # (B,)
-    if loss_type == "dapo":
-        return summed.sum() / totals["tokens_share"]
-    if loss_type == "bnpo":
-        return summed.sum() / max(totals["tokens"], 1.0)
-    if loss_type == "grpo":
-        return (summed / mask.sum(-1).clamp(min=1.0)).sum() / totals["rows"]
-    if loss_type == "dr_grpo":
-        return summed.sum() / (totals["rows"] * totals["max_tokens"])
-    raise ValueError(f"unknown loss_type {loss_type!r}")
+    known = entropy[mask.bool()]
+    if not len(known):
+        return torch.zeros_like(mask)
+    return (entropy >= torch.quantile(known, 1 - share)).to(mask.dtype) * mask
+
+
+def on_policy(terms: Terms, behaviour: Tensor, threshold: float) -> Tensor:
+    """(B, 1) 0 for rows with a negative advantage and mean_t (behaviour - logprob) above `threshold`
+    (DeepSeek-V3.2, arXiv 2512.02556, eq. 9). `behaviour` (B, T): the sampler's log-probs, else the old ones; one
+    that is not known (NaN) counts as equal."""
+    drift = torch.nan_to_num(behaviour - terms.logprob.detach(), nan=0.0)  # (B, T)
+    mean = (drift * terms.mask).sum(-1, keepdim=True) / terms.mask.sum(-1, keepdim=True).clamp(min=1.0)
+    return ((terms.advantage >= 0) | (mean <= threshold)).to(terms.mask.dtype)
+
+
+def sampling_metrics(old: Tensor, sampler: Tensor, mask: Tensor) -> Metrics:
+    """Mean and largest |old - sampler| in nats over the tokens whose log-prob the sampler gave."""
+    known = mask * (~sampler.isnan()).to(mask.dtype)
+    distance = gap(old.detach(), sampler.to(old.dtype), known).abs()
+    return {
+        "sampling/sampling_logp_difference/mean": mean_over(distance, known),
+        "sampling/sampling_logp_difference/max": most_of(distance),
+    }
+
+
+def _mean_entropy(entropy: Tensor, terms: Terms, totals: Mapping[str, float], settings: Any) -> Tensor:
+    """The mean over the tokens that train, in the whole update, whatever the reduction of the loss.
+
+    TRL takes the mean of each micro-batch, and then the mean of those.
+    """
+    if settings.top_entropy_quantile < 1:  # all rows of the update are here
+        return (entropy * terms.active).sum() / terms.active.sum().clamp(min=1.0)
+    return (entropy * terms.mask).sum() / max(totals["tokens"], 1.0)

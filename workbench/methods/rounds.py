@@ -1,0 +1,131 @@
+"""The sampling of a step: prompts are drawn where the last step stopped, sampled and scored, once or in rounds.
+
+With `dynamic_sampling` (DAPO, Yu et al. 2025, arXiv 2503.14476, section 3.2) a step goes on drawing until it holds
+`prompts_per_step` groups whose rewards differ: for a reward of 0 and 1, those with 0 < right < group_size. The
+other groups have advantage 0 and would only thin the batch out. Each round draws `prompts_per_step` prompts, as the
+authors' code does; groups beyond the wanted number are dropped.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+from workbench import advantages
+from workbench.methods.context import Context, count_tokens
+from workbench.methods.evaluate import join, sample, score
+from workbench.methods.rl_batch import add_overlong
+from workbench.sampling.rollouts import Rollouts
+from workbench.state import State
+
+DEAD = 1e-8
+"""a group whose rewards have no larger standard deviation teaches nothing"""
+
+
+def gather(state: State, ctx: Context, index: int) -> tuple[Rollouts, dict[str, float]]:
+    """The scored completions that step `index` trains on, and the metrics of all that were sampled for it.
+
+    Rewards, lengths and dead groups are those of everything that was sampled: among the groups that are kept the mean
+    reward would say how they were chosen, not how good the policy is. On a replay there are only the kept ones.
+    """
+    if ctx.replay is not None:
+        return ctx.replay.rollouts, {}
+    settings = ctx.settings
+    rounds: list[Rollouts] = []
+    logged: list[dict[str, float]] = []
+    alive: list[int] = []
+    for number in range(settings.max_sampling_rounds if settings.dynamic_sampling else 1):
+        made, said = _round(state, ctx, index, number)
+        made.group = [group + number * settings.prompts_per_step for group in made.group]
+        alive += alive_groups(made)
+        add_overlong(made, settings)
+        rounds.append(made)
+        logged.append(said)
+        if len(alive) >= settings.prompts_per_step:
+            break
+    everything = join(rounds) if len(rounds) > 1 else rounds[0]
+    metrics = _means(logged) | describe(everything)
+    metrics["num_tokens"] = count_tokens(state, everything.prompt_ids + everything.ids)
+    if not settings.dynamic_sampling:
+        return everything, metrics
+    sampled = len(set(everything.group))
+    if not alive:
+        warnings.warn(
+            f"Step {index}: dynamic_sampling found no group whose rewards differ among {sampled} groups in"
+            f" {len(rounds)} rounds, so this step trains on groups that teach nothing. Is the reward constant, or is"
+            " every prompt far too easy or too hard?",
+            stacklevel=2,
+        )
+    kept = min(len(alive), settings.prompts_per_step)
+    metrics |= {"sampling/yield": kept / sampled, "sampling/rounds": float(len(rounds))}
+    return choose(everything, alive, settings.prompts_per_step), metrics
+
+
+def _round(state: State, ctx: Context, index: int, number: int) -> tuple[Rollouts, dict[str, float]]:
+    """Draw, sample and score once; moves the cursor over the prompts."""
+    settings = ctx.settings
+    first = state.json.get("prompts_drawn", (index - 1) * settings.prompts_per_step)
+    drawn = ctx.draw_from(first, settings.prompts_per_step, len(ctx.data.prompts))
+    state.json["prompts_drawn"] = first + settings.prompts_per_step
+    purpose = (index,) if number == 0 else (index, "round", number)
+    made = sample(ctx, ctx.data, drawn, settings.group_size, purpose)
+    ctx.check()
+    return made, score(ctx, ctx.data.task, made, state.step).logged_metrics
+
+
+def alive_groups(rollouts: Rollouts) -> list[int]:
+    """The groups within which the task's rewards differ. The punishment of overlong completions comes after this: it
+    would keep groups alive in which all answers are wrong."""
+    spread = advantages.spread(torch.from_numpy(np.asarray(rollouts.reward, dtype=np.float64)), rollouts.group)
+    return [group for group, std in zip(dict.fromkeys(rollouts.group), spread.tolist(), strict=True) if std > DEAD]
+
+
+def choose(rollouts: Rollouts, alive: list[int], groups: int) -> Rollouts:
+    """The first `groups` groups of those `alive`; where none is, the first ones, for a step is never empty."""
+    wanted = alive or list(dict.fromkeys(rollouts.group))
+    names = {group: number for number, group in enumerate(wanted[:groups])}
+    kept = rollouts.take([i for i, group in enumerate(rollouts.group) if group in names])
+    kept.group = [names[group] for group in kept.group]
+    return kept
+
+
+def describe(rollouts: Rollouts) -> dict[str, float]:
+    """The metrics of scored completions, before any update.
+
+    `frac_reward_zero_std` is the share of groups whose rewards are all equal, whatever the estimator. (TRL tells it
+    from the standard deviation it divides by: under scale_rewards="batch" that of the batch, in RLOO that of rewards
+    less their KL.)
+    """
+    reward = np.asarray(rollouts.reward, dtype=np.float64)  # (N,)
+    spread = advantages.spread(torch.from_numpy(reward), rollouts.group)
+    metrics = {"reward": _mean(reward), "reward_std": _std(reward)}
+    metrics["frac_reward_zero_std"] = float((spread.abs() < DEAD).double().mean())
+    for name, values in rollouts.rewards.items():
+        metrics |= {f"rewards/{name}/mean": _mean(values), f"rewards/{name}/std": _std(values)}
+    lengths = np.array([len(ids) for ids in rollouts.ids], dtype=np.float64)
+    cut = np.array([reason == "length" for reason in rollouts.finish_reason])
+    return metrics | {
+        "completions/mean_length": float(lengths.mean()),
+        "completions/min_length": float(lengths.min()),
+        "completions/max_length": float(lengths.max()),
+        "completions/clipped_ratio": float(cut.mean()),
+        "completions/mean_terminated_length": float(lengths[~cut].mean()) if not cut.all() else 0.0,
+    }
+
+
+def _means(logged: list[dict[str, float]]) -> dict[str, float]:
+    """What reward functions logged, the mean over rounds (all of one size)."""
+    names = dict.fromkeys(name for one in logged for name in one)
+    return {name: float(np.mean([one[name] for one in logged if name in one])) for name in names}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+
+
+def _std(values: np.ndarray) -> float:
+    """Sample standard deviation (n - 1) of the numbers that are there; NaN for fewer than two, as in TRL."""
+    known = values[~np.isnan(values)]
+    return float(known.std(ddof=1)) if len(known) > 1 else float("nan")
