@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import inspect
+import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,8 +16,10 @@ import torch
 import workbench as wb
 from tests.models import tiny_policy
 from workbench.errors import SettingError
-from workbench.schedule import learning_rate
+from workbench.schedule import learning_rate, warmup
 from workbench.settings import METHODS, TRL_NAMES, evaluation_due, make
+from workbench.settings.schedules import SCHEDULES
+from workbench.settings.trl import ANSWERS, ARGUMENTS
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -24,8 +30,12 @@ def test_an_unknown_name_is_answered_with_the_nearest(method):
 
 
 def test_a_name_of_another_method():
-    with pytest.raises(SettingError, match="wb.sft has no setting 'group_size'"):
+    with pytest.raises(SettingError, match="wb.sft has no setting 'group_size'. wb.grpo has it. Settings: adam_"):
         make("sft", {"group_size": 4})
+    with pytest.raises(SettingError, match="wb.grpo has no setting 'packing'. wb.sft has it."):
+        make("grpo", {"packing": True})
+    with pytest.raises(SettingError, match="wb.sft has no setting 'beta'. wb.dpo and .*wb.grpo have it."):
+        make("sft", {"beta": 0.1})
 
 
 @pytest.mark.parametrize(
@@ -49,29 +59,67 @@ def test_a_name_of_trl_is_answered_with_ours(theirs, ours):
 
 
 def test_a_misspelt_name_of_trl():
-    with pytest.raises(SettingError, match="mean TRL's num_generations. It is given here by: group_size"):
+    with pytest.raises(SettingError, match="mean TRL's num_generations. TRL's num_generations is given here by: group"):
         make("grpo", {"num_generation": 4})
 
 
-def test_names_of_trl_are_names_of_trl_and_none_of_ours():
-    import inspect
+@pytest.mark.parametrize(
+    "theirs, why",
+    [
+        ("use_vllm", "no server and no second copy"),
+        ("min_p", "log-probs stay those of the sampled distribution"),
+        ("deepspeed", "one process and one device"),
+        ("use_liger_kernel", "no kernels of other projects"),
+        ("logging_steps", "every number of every step is stored"),
+    ],
+)
+def test_a_name_of_trl_that_has_no_counterpart_says_why(theirs, why):
+    with pytest.raises(SettingError, match=rf"no setting '{theirs}'. TRL's {theirs} has no counterpart here: .*{why}"):
+        make("grpo", {theirs: 1})
 
+
+def of_trl(kind: str, what: str):
+    """TRL's `SFTConfig` or `SFTTrainer`, wherever it keeps it."""
     import trl
 
-    theirs = {"completion_length"}  # of older versions
-    for kind in ("SFT", "DPO", "GRPO"):
-        theirs |= {field.name for field in dataclasses.fields(getattr(trl, f"{kind}Config"))}
-        theirs |= set(inspect.signature(getattr(trl, f"{kind}Trainer").__init__).parameters)
-    ours = {field.name for kind in METHODS.values() for field in dataclasses.fields(kind)}
-    assert not TRL_NAMES.keys() & ours
-    assert TRL_NAMES.keys() - {"warmup_ratio"} <= theirs
+    home = trl if hasattr(trl, f"{kind}Config") else importlib.import_module(f"trl.experimental.{kind.lower()}")
+    return getattr(home, kind + what)
 
 
-SHARED = {"sft": "SFTConfig", "dpo": "DPOConfig", "grpo": "GRPOConfig"}
+def names_of_trl() -> set[str]:
+    """Every field of its configs and every argument of its trainers."""
+    found: set[str] = set()
+    for kind in ("SFT", "DPO", "GRPO", "RLOO", "KTO", "CPO", "ORPO"):
+        found |= {field.name for field in dataclasses.fields(of_trl(kind, "Config"))}
+        found |= set(inspect.signature(of_trl(kind, "Trainer").__init__).parameters)
+    return found - {"self"}
+
+
+def test_every_name_of_trl_is_answered():
+    theirs = names_of_trl()
+    assert len(theirs) > 200 and {"bf16", "num_generations", "simpo_gamma", "callbacks"} <= theirs
+    ours = {field.name for kind in METHODS.values() for field in dataclasses.fields(kind)} | ARGUMENTS.keys()
+    assert not theirs - ours - ANSWERS.keys(), "not answered"
+    assert not ANSWERS.keys() & ours, "answered although it is ours"
+    assert not ANSWERS.keys() - theirs - {"completion_length", "warmup_ratio"}, "no name of TRL"
+    for name, answer in ANSWERS.items():
+        with pytest.raises(SettingError, match=f"TRL's {name} "):
+            make("sft", {name: 1})
+        assert answer.why and "\n" not in answer.why, name
+    assert TRL_NAMES == {name: answer.here for name, answer in ANSWERS.items() if answer.here}
+
+
+def test_what_is_answered_with_a_setting_is_a_setting():
+    ours = {field.name for kind in METHODS.values() for field in dataclasses.fields(kind)} | ARGUMENTS.keys()
+    single = {here for here in TRL_NAMES.values() if re.fullmatch(r"\w+", here)} - {"nothing"}
+    assert len(single) > 10 and single <= ours
+
+
 OTHER_DEFAULTS = {
     "lr_scheduler_type",  # constant; theirs falls to zero
     "seed",  # 0
-    "optim",  # plain AdamW; theirs is its fused form
+    "optim",  # plain AdamW; theirs is its fused form, which rounds otherwise
+    "gradient_checkpointing",  # off: the models are small, and it makes an update a third slower for the same numbers
     "shuffle_dataset",  # a new order each epoch; theirs in SFT and DPO is `train_sampling_strategy`
     "loss_type",  # in DPO theirs is a list
     "num_generations_eval",  # 8; their None is the group size, 8
@@ -81,9 +129,7 @@ OTHER_DEFAULTS = {
 
 @pytest.mark.parametrize("method", METHODS)
 def test_defaults_are_those_of_trl(method):
-    import trl
-
-    theirs = {field.name: field.default for field in dataclasses.fields(getattr(trl, SHARED[method]))}
+    theirs = {field.name: field.default for field in dataclasses.fields(of_trl(method.upper(), "Config"))}
     ours = {field.name: field.default for field in dataclasses.fields(METHODS[method])}
     both = {name: default for name, default in ours.items() if name in theirs}
     assert len(both) > 10
@@ -124,6 +170,10 @@ def test_numbers_that_mean_the_same_pass():
     assert make("sft", {"max_length": None}).max_length is None
 
 
+SHAPED = {"lr_scheduler_type": "cosine_with_min_lr"}
+WSD = {"lr_scheduler_type": "warmup_stable_decay"}
+
+
 @pytest.mark.parametrize(
     "method, given, said",
     [
@@ -139,8 +189,28 @@ def test_numbers_that_mean_the_same_pass():
         ("sft", {"max_grad_norm": -1}, "max_grad_norm=-1.0 must be at least 0"),
         ("sft", {"time_limit": 0}, "time_limit=0.0 must be above 0"),
         ("sft", {"truncation_mode": "keep_stat"}, "truncation_mode='keep_stat' is not.*mean 'keep_start'"),
-        ("sft", {"lr_scheduler_type": "polynomial"}, "Options: constant, linear, cosine"),
-        ("sft", {"loss_type": "dapo"}, "wb.sft: loss_type='dapo' is not known.*Options: nll"),
+        ("sft", {"lr_scheduler_type": "greedy"}, "Options: constant, constant_with_warmup, linear, cosine"),
+        ("sft", {"lr_scheduler_type": "cosin"}, "Did you mean 'cosine'"),
+        ("sft", {"warmup_steps": -1}, "warmup_steps=-1 must be at least 0"),
+        ("sft", {"warmup_steps": 2.5}, "warmup_steps=2.5: give whole steps, or a share"),
+        ("sft", {"lr_scheduler_kwargs": {"min_lr": 1}}, "'constant' takes no 'min_lr'. It takes: nothing"),
+        ("sft", SHAPED | {"lr_scheduler_kwargs": {"min_lr_rat": 1}}, "no 'min_lr_rat'. Did you mean 'min_lr_rate'"),
+        ("sft", SHAPED, "needs either min_lr or min_lr_rate"),
+        ("sft", SHAPED | {"lr_scheduler_kwargs": {"min_lr": 0, "min_lr_rate": 0}}, "either min_lr or min_lr_rate"),
+        ("sft", SHAPED | {"lr_scheduler_kwargs": {"min_lr": "0"}}, "min_lr='0' must be a number of at least 0"),
+        ("sft", {"lr_scheduler_type": "warmup_stable_decay"}, "needs num_decay_steps"),
+        ("sft", {"lr_scheduler_type": "polynomial", "lr": 1e-8}, "falls from lr to lr_end; 1e-07 is not below 1e-08"),
+        ("sft", {"lr_scheduler_type": "inverse_sqrt", "lr_scheduler_kwargs": {"timescale": 0}}, "above 0"),
+        ("sft", WSD | {"lr_scheduler_kwargs": {"num_decay_steps": 2, "decay_type": "step"}}, "decay_type='step'; opt"),
+        ("sft", {"optim": "adam"}, "optim='adam' is not known.*Options: adamw_torch, "),
+        ("sft", {"optim": "paged_adamw_8bit"}, "not paged out to the CPU here; optim='adamw_8bit' gives"),
+        ("sft", {"loss_type": "dapo"}, "wb.sft: loss_type='dapo' is not known.*Options: nll, dft"),
+        ("sft", {"label_smoothing_factor": 1.0}, "label_smoothing_factor=1.0 must be below 1"),
+        ("sft", {"label_smoothing_factor": 0.1, "loss_type": "dft"}, "'dft' would ignore it"),
+        ("sft", {"packing": True, "max_length": None}, "packing needs a max_length"),
+        ("sft", {"eval_packing": True, "max_length": None}, "packing needs a max_length"),
+        ("sft", {"packing_strategy": "ffd"}, "Options: bfd, bfd_split, wrapped"),
+        ("sft", {"loss_reduction": "mean"}, "Options: token, weight, row"),
         ("dpo", {"beta": 0}, "beta=0 gives a constant loss"),
         ("dpo", {"loss_type": "sigmoyd"}, "Did you mean 'sigmoid'"),
         ("grpo", {"beta": -0.1}, "beta=-0.1 must be at least 0"),
@@ -186,21 +256,62 @@ def test_wrong_settings_leave_nothing_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("warmup", [0, 3])
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine"])
-def test_learning_rates_are_those_of_transformers(name, warmup):
+GIVEN = {
+    "cosine": [{"num_cycles": 1.5}],
+    "cosine_with_restarts": [{"num_cycles": 3}],
+    "polynomial": [{}, {"lr_end": 1e-4, "power": 2.0}],
+    "inverse_sqrt": [{}, {"timescale": 40}],
+    "cosine_with_min_lr": [{"min_lr": 1e-4}, {"min_lr_rate": 0.25, "num_cycles": 1}],
+    "cosine_warmup_with_min_lr": [{"min_lr_rate": 0.1}, {"min_lr": 1e-4, "warmup_lr_rate": 0.3}],
+    "warmup_stable_decay": [
+        {"num_decay_steps": 4},
+        {"num_decay_steps": 3, "num_stable_steps": 2, "warmup_type": "cosine", "decay_type": "1-sqrt"},
+        {"num_decay_steps": 4, "min_lr_ratio": 0.2, "decay_type": "linear"},
+    ],
+}
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 3])
+@pytest.mark.parametrize("name, given", [(n, g) for n in SCHEDULES for g in GIVEN.get(n, [{}])], ids=str)
+def test_learning_rates_are_those_of_transformers(name, given, warmup_steps):
     from transformers import get_scheduler
 
     steps, peak = 11, 3e-3
-    settings = make("sft", {"steps": steps, "lr": peak, "lr_scheduler_type": name, "warmup_steps": warmup})
+    shape = {"lr_scheduler_type": name, "warmup_steps": warmup_steps, "lr_scheduler_kwargs": given}
+    settings = make("sft", {"steps": steps, "lr": peak} | shape)
+    settings = make("sft", json.loads(json.dumps(dataclasses.asdict(settings))))  # as it comes back from the store
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     kind = "constant_with_warmup" if name == "constant" else name
-    scheduler = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+    scheduler = get_scheduler(kind, optimizer, warmup_steps, steps, given)
+    seen = []
     for step in range(1, steps + 1):
-        assert learning_rate(settings, step) == pytest.approx(scheduler.get_last_lr()[0], rel=1e-12), step
+        seen.append(learning_rate(settings, step))
+        assert seen[-1] == scheduler.get_last_lr()[0], step
         optimizer.step()
         scheduler.step()
-    assert learning_rate(settings, 1) == (0 if warmup else peak)
+    assert (len(set(seen)) > 1) == (warmup_steps > 0 or not name.startswith("constant"))
+
+
+def test_every_schedule_of_transformers_that_follows_from_the_step_is_here():
+    """And takes the same arguments."""
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    of_run = {"optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
+    theirs = {
+        kind.value: set(inspect.signature(function).parameters) - of_run
+        for kind, function in TYPE_TO_SCHEDULER_FUNCTION.items()
+        if kind.value not in ("reduce_lr_on_plateau", "greedy")  # these follow from the loss
+    }
+    assert {name: set(takes) for name, takes in SCHEDULES.items()} == theirs
+
+
+def test_a_warm_up_by_hand():
+    settings = make("sft", {"steps": 10, "lr": 1.0, "warmup_steps": 0.25, "lr_scheduler_type": "linear"})
+    assert warmup(settings) == 3  # a quarter of ten, rounded up
+    rates = [learning_rate(settings, step) for step in range(1, 11)]
+    assert rates == pytest.approx([0, 1 / 3, 2 / 3, 1, 6 / 7, 5 / 7, 4 / 7, 3 / 7, 2 / 7, 1 / 7])
+    assert warmup(make("sft", {"warmup_steps": 1.0})) == 1
+    assert learning_rate(make("sft", {"lr": 0.0} | SHAPED | {"lr_scheduler_kwargs": {"min_lr": 1e-5}}), 1) == 0.0
 
 
 def test_evaluation_is_due_at_the_start_the_end_and_in_between():

@@ -22,12 +22,12 @@ from workbench.update import Batch
 
 
 class Toy(torch.nn.Module):
-    """A matrix and a vector to train."""
+    """A matrix and a bias to train."""
 
     def __init__(self):
         super().__init__()
         self.matrix = torch.nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]]))
-        self.vector = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+        self.bias = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
 
 
 def toy():
@@ -37,22 +37,22 @@ def toy():
 
 def slopes(step: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(step)
-    shapes = {"matrix": (2, 2), "vector": (2,)}
+    shapes = {"matrix": (2, 2), "bias": (2,)}
     return {name: scale * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
 
 
 def test_the_first_adamw_step_by_hand():
     policy = toy()
     policy.model.matrix.grad = torch.tensor([[0.5, -0.25], [0.0, 4.0]])
-    policy.model.vector.grad = torch.tensor([1.0, -1.0])
+    policy.model.bias.grad = torch.tensor([1.0, -1.0])
     settings = make("sft", {"lr": 0.1, "weight_decay": 0.5, "max_grad_norm": 0})
     metrics = update.apply(policy, State({}), settings, 1)
-    # decay by 1 - 0.1 * 0.5, then minus 0.1 times the sign of the gradient; the vector is not decayed
+    # decay by 1 - 0.1 * 0.5, then minus 0.1 times the sign of the gradient; the bias is not decayed
     assert policy.model.matrix.tolist() == [
         [pytest.approx(0.85), pytest.approx(-1.8)],
         [pytest.approx(0.475), pytest.approx(2.75)],
     ]
-    assert policy.model.vector.tolist() == pytest.approx([0.9, -0.9])
+    assert policy.model.bias.tolist() == pytest.approx([0.9, -0.9])
     assert metrics == {"grad_norm": pytest.approx((0.25 + 0.0625 + 16 + 2) ** 0.5), "learning_rate": 0.1}
     assert policy.model.matrix.grad is None
 
@@ -67,8 +67,8 @@ def test_adamw_equals_torchs_own_loop(weight_decay, max_grad_norm):
     settings = make("sft", rates | given)
     policy, state, plain = toy(), State({}), Toy()
     matrix = {"params": [plain.matrix], "weight_decay": weight_decay}
-    vector = {"params": [plain.vector], "weight_decay": 0.0}
-    optimizer = torch.optim.AdamW([matrix, vector], lr=0.05, betas=(0.8, 0.95), eps=1e-8)
+    bias = {"params": [plain.bias], "weight_decay": 0.0}
+    optimizer = torch.optim.AdamW([matrix, bias], lr=0.05, betas=(0.8, 0.95), eps=1e-8)
     scheduler = get_scheduler("cosine", optimizer, num_warmup_steps=1, num_training_steps=6)
     for step in range(1, 7):
         # of norms above and below the limit
@@ -81,7 +81,7 @@ def test_adamw_equals_torchs_own_loop(weight_decay, max_grad_norm):
         scheduler.step()
         assert metrics["grad_norm"] == pytest.approx(float(norm))
         assert torch.equal(policy.model.matrix, plain.matrix)
-        assert torch.equal(policy.model.vector, plain.vector)
+        assert torch.equal(policy.model.bias, plain.bias)
         state = state.clone()  # all that goes on is in the state
     assert not torch.equal(plain.matrix, Toy().matrix)
     assert state.optim["adamw"]["matrix"]["step"] == 6
@@ -90,8 +90,8 @@ def test_adamw_equals_torchs_own_loop(weight_decay, max_grad_norm):
 def test_a_gradient_that_is_not_finite_touches_nothing():
     policy, state = toy(), State({})
     policy.model.matrix.grad = torch.ones(2, 2)
-    policy.model.vector.grad = torch.tensor([1.0, float("nan")])
-    with pytest.raises(RunError, match="Step 4: the gradient is not finite .*vector"):
+    policy.model.bias.grad = torch.tensor([1.0, float("nan")])
+    with pytest.raises(RunError, match="Step 4: the gradient is not finite .*bias"):
         update.apply(policy, state, make("sft", {}), 4)
     assert torch.equal(policy.model.matrix, Toy().matrix) and not state.optim.get("adamw")
 

@@ -6,8 +6,11 @@
     text                text                          plain
     preference          chosen, rejected, (prompt)    both; no prompt: it is their shared beginning
     prompt_only         prompt                        both
+    segments            segments                      plain
 
-A plain value is text; a conversational one is a list of messages `{"role": ..., "content": ...}`. Any other
+A plain value is text; a conversational one is a list of messages `{"role": ..., "content": ...}`. Segments are the text
+in pieces, `{"text": ..., "train": bool, "weight": number}`, each trained or not. Supervised rows may carry a
+`weight`, by which their loss is multiplied, and so may the assistant's messages. Any other
 column is kept as it is (a reward may ask for it); `tools` and `chat_template_kwargs` go to the chat template,
 as in TRL. `conversations` with `from` and `value` (ShareGPT) become `messages`. Rows count from 0 everywhere.
 
@@ -34,9 +37,10 @@ FORMS = {
     "messages": ("messages",),
     "text": ("text",),
     "prompt_only": ("prompt",),
+    "segments": ("segments",),
 }
 """form -> the columns it needs; the first that fits is a data set's form"""
-KNOWN = ("prompt", "completion", "messages", "text", "chosen", "rejected")
+KNOWN = ("prompt", "completion", "messages", "text", "chosen", "rejected", "segments")
 ROLES = ("system", "user", "assistant", "tool", "developer")
 SHAREGPT = {"human": "user", "gpt": "assistant"}
 
@@ -116,7 +120,9 @@ class Rows(Sequence):
     @property
     def conversational(self) -> bool:
         """Whether the form's values are lists of messages (of a preference: the chosen and rejected ones)."""
-        return bool(self._rows) and isinstance(self._rows[0][FORMS[self.form][0]], list)
+        if not self._rows or self.form == "segments":
+            return False
+        return isinstance(self._rows[0][FORMS[self.form][0]], list)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -345,6 +351,9 @@ def _check_value(row: dict[str, Any], column: str, where: str, columns: tuple[st
         )
     if column == "text" and not isinstance(value, str):
         raise DataError(f"{where}: column 'text' is {type(value).__name__}, not text: {shorten(str(value))}.")
+    if column == "segments":
+        _check_segments(value, where)
+        return False
     if column == "messages" and not isinstance(value, list):
         raise DataError(f"{where}: column 'messages' is {type(value).__name__}, not a list of messages.")
     if isinstance(value, str):
@@ -358,6 +367,21 @@ def _check_value(row: dict[str, Any], column: str, where: str, columns: tuple[st
         f"{where}: column {column!r} is {type(value).__name__} ({shorten(str(value))}), neither text nor "
         "a list of messages. Write numbers as text."
     )
+
+
+def _check_segments(segments: Any, where: str) -> None:
+    if not isinstance(segments, list) or not segments:
+        raise DataError(f"{where}: column 'segments' is not a list of segments, each with a 'text'.")
+    for i, segment in enumerate(segments):
+        spot = f"{where}: segment {i}"
+        if not isinstance(segment, dict) or not isinstance(segment.get("text"), str):
+            raise DataError(f"{spot} has no 'text': {shorten(repr(segment))}. Write {{'text': ..., 'train': False}}.")
+        for name in segment:
+            if name not in ("text", "train", "weight", "role"):
+                hint = did_you_mean(str(name), ("train", "weight", "role"))
+                raise DataError(f"{spot}: {name!r} is none of text, train, weight, role.{hint}")
+        if segment.get("train") not in (None, True, False):
+            raise DataError(f"{spot}: 'train' is {segment['train']!r}; give True or False.")
 
 
 def _check_messages(messages: list[Any], column: str, where: str) -> None:

@@ -40,7 +40,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class MaskReport:
-    """What tokenising found: `rows` given and `kept`; `tokens` and `trained` are counts over the kept."""
+    """What tokenising found: `rows` given and `kept`; `tokens` and `trained` are counts over the kept; `weights` the
+    least and the greatest weight of a trained token."""
 
     rows: int
     kept: int
@@ -48,6 +49,7 @@ class MaskReport:
     trained: int
     problems: tuple[Problem, ...] = ()
     notes: tuple[str, ...] = ()
+    weights: tuple[float, float] = (1.0, 1.0)
 
     @property
     def ok(self) -> bool:
@@ -64,6 +66,8 @@ class MaskReport:
             f"{self.kept} of {self.rows} rows, {self.tokens} tokens, "
             f"{self.trained} of them trained ({share:.0f} %)"
         ]
+        if self.weights != (1.0, 1.0):
+            lines.append("weights of trained tokens from {:g} to {:g}".format(*self.weights))
         for problem in self.problems:
             rows = ", ".join(map(str, problem.first)) + (
                 ", ..." if problem.count > len(problem.first) else ""

@@ -3,7 +3,8 @@ tensors.
 
 A sequence is scored from some position on: token t is predicted by the logits at position t - 1. Sequences
 are padded on the right, so under a causal mask no attention mask is needed: pads come after everything that
-counts.
+counts. Several sequences may also be laid end to end in one line; their positions then start anew, by which the
+model keeps them apart (see `workbench.lines`). The scores have one row a sequence either way.
 """
 
 from __future__ import annotations
@@ -58,14 +59,18 @@ class Scores:
 
 @dataclass(frozen=True)
 class Layout:
-    """Sequences as one right-padded batch, and where in it the N scored tokens are."""
+    """B sequences as one right-padded batch of P lines, and where in it the N scored tokens are."""
 
     ids: Tensor
-    """(B, L)"""
+    """(P, L)"""
+    positions: Tensor | None
+    """(P, L) each token's place in its own sequence; None when each line is one sequence"""
     row: Tensor
     """(N,) the sequence of each scored token"""
+    line: Tensor
+    """(N,) the line it is in"""
     position: Tensor
-    """(N,) the position that predicts it, one before its own"""
+    """(N,) the place in the line that predicts it, one before its own"""
     column: Tensor
     """(N,) its place among the scored tokens of its sequence"""
     target: Tensor
@@ -82,9 +87,17 @@ class Layout:
 
 
 def layout(
-    sequences: Sequence[Sequence[int]], starts: Sequence[int], filler: int, device: torch.device | str
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    filler: int,
+    device: torch.device | str,
+    lines: Sequence[int] | None = None,
 ) -> Layout:
-    """The batch for scoring `sequences[b][starts[b]:]`. Raises DataError for a start below 1."""
+    """The batch for scoring `sequences[b][starts[b]:]`. Raises DataError for a start below 1.
+
+    `lines`: a number for each sequence; those with the same number are laid end to end, in order. None: each has
+    a line of its own.
+    """
     if len(sequences) != len(starts):
         raise DataError(
             f"token_scores: {len(sequences)} sequences but {len(starts)} starts; give one start a sequence."
@@ -97,20 +110,40 @@ def layout(
                 "nothing predicts a first token. Start between 1 and the length (an empty prompt needs a BOS "
                 "token)."
             )
-    width = max(lengths, default=0)
-    ids = torch.full((len(lengths), width), filler, dtype=torch.long)  # (B, L)
-    for b, sequence in enumerate(sequences):
-        ids[b, : lengths[b]] = torch.as_tensor(sequence, dtype=torch.long)
+    line_of, offset, widths = _end_to_end(lengths, range(len(lengths)) if lines is None else lines)
+    width = max(widths, default=0)
+    ids = torch.full((len(widths), width), filler, dtype=torch.long)  # (P, L)
+    positions = torch.zeros_like(ids)  # pads stay at 0: each is a sequence of its own, within any model's reach
+    for sequence, length, line, at in zip(sequences, lengths, line_of, offset, strict=True):
+        ids[line, at : at + length] = torch.as_tensor(sequence, dtype=torch.long)
+        positions[line, at : at + length] = torch.arange(length)
     begin = torch.as_tensor(list(starts), dtype=torch.long)
     count = torch.as_tensor(lengths, dtype=torch.long) - begin  # (B,)
     columns = torch.arange(int(count.max()) if len(lengths) else 0)
     mask = columns[None, :] < count[:, None]  # (B, T)
     row, column = mask.nonzero(as_tuple=True)  # (N,)
-    position = begin[row] + column - 1
-    target = ids[row, position + 1]
+    line = torch.as_tensor(line_of, dtype=torch.long)[row]
+    position = torch.as_tensor(offset, dtype=torch.long)[row] + begin[row] + column - 1
+    target = ids[line, position + 1]
     first = int(position.min()) if len(position) else max(width - 1, 0)
-    moved = [t.to(device) for t in (ids, row, position, column, target, mask)]
+    moved = [t.to(device) for t in (ids, positions, row, line, position, column, target, mask)]
+    if len(widths) == len(lengths):
+        moved[1] = None
     return Layout(*moved, first=first)
+
+
+def _end_to_end(lengths: Sequence[int], lines: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Per sequence its line (numbered from 0) and where it begins there; per line its width."""
+    number: dict[int, int] = {}
+    line_of, offset, widths = [], [], []
+    for length, name in zip(lengths, lines, strict=True):
+        line = number.setdefault(name, len(widths))
+        if line == len(widths):
+            widths.append(0)
+        line_of.append(line)
+        offset.append(widths[line])
+        widths[line] += length
+    return line_of, offset, widths
 
 
 def statistics(
@@ -143,24 +176,24 @@ def statistics(
 
 
 def score(
-    forward: Callable[[Tensor, int], Tensor],
+    forward: Callable[[Tensor, int, Tensor | None], Tensor],
     batch: Layout,
     temperature: float = 1.0,
     entropy: bool = True,
     needs: frozenset[str] = frozenset(),
 ) -> TokenScores:
-    """Scores of a batch; `forward(ids (B, L), keep)` gives the logits (B, keep, V) of the last `keep`
+    """Scores of a batch; `forward(ids (P, L), keep, positions)` gives the logits (P, keep, V) of the last `keep`
     positions.
     """
-    logits = forward(batch.ids, batch.keep) if batch.target.numel() else None
+    logits = forward(batch.ids, batch.keep, batch.positions) if batch.target.numel() else None
     dtype = torch.float64 if logits is not None and logits.dtype == torch.float64 else torch.float32
     parts = []
     size = CHUNK if logits is None else max(1, CHUNK // logits.shape[-1])
-    for rows, position, target in zip(
-        batch.row.split(size), batch.position.split(size), batch.target.split(size), strict=True
+    for lines, position, target in zip(
+        batch.line.split(size), batch.position.split(size), batch.target.split(size), strict=True
     ):
         if logits is not None:
-            parts.append(statistics(logits[rows, position - batch.first], target, temperature, entropy, needs))
+            parts.append(statistics(logits[lines, position - batch.first], target, temperature, entropy, needs))
 
     def spread(name: str) -> Tensor:
         kind = torch.bool if name == "top1" else dtype

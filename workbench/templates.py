@@ -159,13 +159,15 @@ def split_completion(
 
 
 def split_turns(chat: Chat, messages: list[dict], options: dict | None = None, first: int = 0) -> Split:
-    """Each assistant turn from message `first` on with its stop token is trained, and nothing else.
+    """Each assistant turn from message `first` on with its stop token is trained, with the message's `weight` if it
+    has one, and nothing else.
 
     A turn whose text the template drops or changes, or before which it rewrites messages, is left out, with a
     note; if it was the row's only turn, nothing is trained.
     """
     whole = chat.render(messages, options=options)
     spans: list[tuple[int, int]] = []
+    weights: list[float] = []
     notes: list[tuple[str, str]] = []
     for turn in range(first, len(messages)):
         if messages[turn]["role"] != "assistant":
@@ -187,7 +189,9 @@ def split_turns(chat: Chat, messages: list[dict], options: dict | None = None, f
         ):
             notes.append(("turn_differs", f"message {turn}: {shorten(whole[start:end])}"))
         spans.append((start, end))
-    return Split(_cut(whole, spans), tuple(notes))
+        weight = messages[turn].get("weight")
+        weights.append(1.0 if weight is None else float(weight))
+    return Split(_cut(whole, spans, weights), tuple(notes))
 
 
 def _begin(
@@ -261,11 +265,12 @@ def _holds(text: str, message: dict) -> bool:
     return all("".join(part.split()) in squeezed for part in said if isinstance(part, str))
 
 
-def _cut(whole: str, spans: list[tuple[int, int]]) -> tuple[Segment, ...]:
-    """`whole` as segments, trained inside the spans."""
+def _cut(whole: str, spans: list[tuple[int, int]], weights: list[float] | None = None) -> tuple[Segment, ...]:
+    """`whole` as segments, trained inside the spans, with a weight for each (1 where none are given)."""
     segments, at = [], 0
-    for start, end in spans:
-        segments += [Segment(whole[at:start], "prompt", False), Segment(whole[start:end], "assistant", True)]
+    for (start, end), weight in zip(spans, weights or [1.0] * len(spans), strict=True):
+        segments.append(Segment(whole[at:start], "prompt", False))
+        segments.append(Segment(whole[start:end], "assistant", True, weight))
         at = end
     segments.append(Segment(whole[at:], "after" if spans else "prompt", False))
     return tuple(segment for segment in segments if segment.text)

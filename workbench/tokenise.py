@@ -8,6 +8,9 @@ at once, and the mask is laid on it by tokenising the beginnings of that text th
     messages       the chat template writes all special tokens; none is added
     trained        the completion (prompt_completion), all tokens (messages, text), or the assistant's turns
                    (`assistant_only_loss`), each with its stop token
+    segments       the text as it stands, with the tokenizer's start token; each segment trained or not
+
+Rows, messages and segments may carry weights (see `workbench.weights`).
 
 For plain rows the mask is TRL's too. For conversational rows it is TRL's but for what a template writes after
 the stop token, which is not trained here (see `workbench.templates`); a pair's answers end with the stop
@@ -24,6 +27,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Literal
 
+from workbench import weights
 from workbench.data import FORMS, Rows, explicit_prompt
 from workbench.data import make as make_rows
 from workbench.errors import DataError, SettingError
@@ -67,6 +71,15 @@ class Pair:
     chosen: list[int]
     rejected: list[int]
     row: int
+    dropped: tuple[int, int] = (0, 0)
+    """so many first tokens of prompt + chosen and of prompt + rejected are left out (`keep_end`)"""
+
+    def sequences(self) -> list[tuple[list[int], int]]:
+        """Of the chosen and of the rejected side the ids, and the first of them that is scored."""
+        return [
+            ((self.prompt + answer)[left:], max(1, len(self.prompt) - left))
+            for answer, left in zip((self.chosen, self.rejected), self.dropped, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -109,7 +122,7 @@ def fit_rows(
 
     def split(index: int, row: dict) -> Split:
         with _Naming(rows, index):
-            return _split_row(chat, row, form, assistant_only_loss, only_completion)
+            return weights.of_row(_split_row(chat, row, form, assistant_only_loss, only_completion), row)
 
     splits = ((index, split(index, row)) for index, row in enumerate(rows._rows))
     items = _examples(splits, tokenizer, not rows.conversational, max_length, truncation, tally)
@@ -136,12 +149,20 @@ def encode_segments(
     return Examples(items, _report(len(splits), items, tally, (), max_length))
 
 
-def pairs(rows: Rows | list[dict], tokenizer: Any, *, max_length: int | None = 1024) -> Pairs:
-    """Preference rows as Pairs, as TRL 1.16's DPOTrainer prepares and cuts them (the start is kept).
+def pairs(
+    rows: Rows | list[dict],
+    tokenizer: Any,
+    *,
+    max_length: int | None = 1024,
+    truncation: Literal["keep_start", "keep_end"] = "keep_start",
+) -> Pairs:
+    """Preference rows as Pairs, as TRL 1.16's DPOTrainer prepares and cuts them.
 
-    Rows whose prompt fills `max_length` are dropped and counted. Errors as in `fit_rows`.
+    Rows whose prompt fills `max_length` are dropped and counted, unless the end is kept. Errors as in `fit_rows`.
     """
     rows = rows if isinstance(rows, Rows) else make_rows(rows)
+    if "label" in rows.columns and rows.form != "preference":
+        raise DataError(f"{rows.source} has single answers with a label, not pairs: wb.kto reads them.")
     rows.require("chosen", "rejected", what="Preference training (dpo)")
     _check_length(max_length)
     chat, tally = Chat(tokenizer), Tally()
@@ -154,11 +175,11 @@ def pairs(rows: Rows | list[dict], tokenizer: Any, *, max_length: int | None = 1
         coded = _encode(both, tokenizer, not rows.conversational)
         for number, (index, _) in enumerate(chunk):
             sides = slice(2 * number, 2 * number + 2)
-            pair = _pair(index, both[sides], coded[sides], tokenizer, max_length, tally)
+            pair = _pair(index, both[sides], coded[sides], tokenizer, max_length, truncation, tally)
             if pair is not None:
                 items.append(pair)
-    tokens = sum(2 * len(item.prompt) + len(item.chosen) + len(item.rejected) for item in items)
-    trained = sum(len(item.chosen) + len(item.rejected) for item in items)
+    sides = [side for item in items for side in item.sequences()]
+    tokens, trained = sum(len(ids) for ids, _ in sides), sum(len(ids) - start for ids, start in sides)
     report = MaskReport(len(rows), len(items), tokens, trained, tally.problems(), rows.notes)
     return Pairs(items, unless_empty(report, max_length))
 
@@ -192,7 +213,7 @@ def prompt(
 
 
 def _fit_form(rows: Rows) -> str:
-    for form in ("prompt_completion", "messages", "text"):
+    for form in ("prompt_completion", "messages", "text", "segments"):
         if set(FORMS[form]) <= set(rows.columns):
             return form
     if rows.form == "preference":
@@ -208,7 +229,10 @@ def _split_row(chat: Chat, row: dict, form: str, assistant_only: bool, only_comp
     options = template_options(row)
     if form == "text":
         return Split((Segment(_ended(row["text"], chat.tokenizer), "all", True),))
+    if form == "segments":
+        return weights.segments(row)
     if form == "messages":
+        weights.check_messages(row["messages"], assistant_only)
         split = split_turns if assistant_only else split_all
         return split(chat, row["messages"], options)
     prompt, completion = row["prompt"], row["completion"]
@@ -218,6 +242,7 @@ def _split_row(chat: Chat, row: dict, form: str, assistant_only: bool, only_comp
             Segment(_ended(completion, chat.tokenizer), "completion", True),
         )
         return Split(segments)
+    weights.check_messages([*prompt, *completion], assistant_only)
     if assistant_only:
         return split_turns(chat, [*prompt, *completion], options, len(prompt) if only_completion else 0)
     if only_completion:
@@ -350,7 +375,7 @@ def _example(
 ) -> Example | None:
     mask, weight, at, stop = [], [], 0, -1
     for segment, end in zip(split.segments, code.ends, strict=True):
-        mask += [int(segment.train)] * (end - at)
+        mask += [int(segment.train and segment.weight > 0)] * (end - at)
         weight += [segment.weight] * (end - at)
         at = max(at, end)
         stop = at - 1 if segment.train else stop
@@ -378,6 +403,7 @@ def _pair(
     coded: Sequence[_Coded],
     tokenizer: Any,
     max_length: int | None,
+    truncation: str,
     tally: Tally,
 ) -> Pair | None:
     notes = (*both[0].notes, *both[1].notes)
@@ -394,18 +420,25 @@ def _pair(
             tally.add("no_context", index)
             return None
         begin = 1
-    if max_length is not None and begin >= max_length:
-        tally.add("prompt_too_long", index)
-        return None
-    if max_length is not None and max(end for _, end in spans) > max_length:
-        tally.add("cut", index)
-        tally.add("stop_cut", index)
-    limit = max_length if max_length is not None else max(len(chosen), len(rejected))
+    limit = max(len(chosen), len(rejected))
+    dropped = (0, 0)
+    if max_length is not None and truncation == "keep_end":
+        dropped = tuple(max(0, end - max_length) for _, end in spans)
+        if any(dropped):
+            tally.add("cut", index)
+    elif max_length is not None:
+        if begin >= max_length:
+            tally.add("prompt_too_long", index)
+            return None
+        if max(end for _, end in spans) > max_length:
+            tally.add("cut", index)
+            tally.add("stop_cut", index)
+        limit = max_length
     chosen_part = chosen[begin : min(spans[0][1], limit)]  # what a template writes after the stop token
     rejected_part = rejected[begin : min(spans[1][1], limit)]  # is not scored
     if chosen_part == rejected_part:
         tally.add("same", index)
-    return Pair(chosen[:begin], chosen_part, rejected_part, index)
+    return Pair(chosen[:begin], chosen_part, rejected_part, index, dropped)
 
 
 def _trained(split: Split, code: _Coded) -> tuple[int, int] | None:
@@ -460,4 +493,6 @@ def _report(
 ) -> MaskReport:
     tokens = sum(len(item.ids) for item in items)
     trained = sum(sum(item.mask) for item in items)
-    return unless_empty(MaskReport(given, len(items), tokens, trained, tally.problems(), notes), max_length)
+    scale = [w for item in items for m, w in zip(item.mask, item.weight, strict=True) if m]
+    spread = (min(scale), max(scale)) if scale else (1.0, 1.0)
+    return unless_empty(MaskReport(given, len(items), tokens, trained, tally.problems(), notes, spread), max_length)

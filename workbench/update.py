@@ -5,6 +5,7 @@ Normalisers are global to the update, so how its rows are split into micro-batch
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import objectives
+from workbench import lines, objectives, optimiser, recompute
 from workbench.errors import RunError, SettingError
 from workbench.keys import key, torch_seed
 from workbench.schedule import learning_rate
@@ -38,12 +39,15 @@ class Batch:
     starts     the first scored position of each row; everything from there on is scored
     columns    per row: a number, or one number per scored token
     unit       rows that belong together and are never split (2 for preference pairs)
+    lines      a number for each row: rows with the same number are laid end to end in one line and are a unit;
+               only for models that keep them apart (see `workbench.lines`). None: a line for each row
     """
 
     sequences: list[list[int]]
     starts: list[int]
     columns: dict[str, Sequence] = field(default_factory=dict)
     unit: int = 1
+    lines: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -54,7 +58,17 @@ class Batch:
             [self.starts[i] for i in rows],
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
             self.unit,
+            None if self.lines is None else [self.lines[i] for i in rows],
         )
+
+    def units(self) -> list[list[int]]:
+        """The rows of each unit, in order."""
+        if self.lines is None:
+            return [list(range(i, i + self.unit)) for i in range(0, len(self), self.unit)]
+        made: dict[int, list[int]] = {}
+        for row, line in enumerate(self.lines):
+            made.setdefault(line, []).append(row)
+        return list(made.values())
 
     def scored(self) -> list[int]:
         """Scored tokens per row."""
@@ -72,24 +86,24 @@ class Outcome:
 def plan(batch: Batch, size: int | None, vocab: int) -> list[list[int]]:
     """Rows of each micro-batch, in order; units stay whole.
 
-    `size`: units a micro-batch. None: as many as keep rows x longest row under TOKENS_BUDGET and their logits
+    `size`: units a micro-batch. None: as many as keep lines x longest line under TOKENS_BUDGET and their logits
     under LOGITS_BUDGET, at least one.
     """
     most = min(TOKENS_BUDGET, LOGITS_BUDGET // (4 * vocab))
-    units = [list(range(i, i + batch.unit)) for i in range(0, len(batch), batch.unit)]
+    units = batch.units()
     if size is not None:
         return [sum(units[i : i + size], []) for i in range(0, len(units), size)]
     made: list[list[int]] = []
-    longest = 0
+    count = longest = 0
     for unit in units:
-        length = max(len(batch.sequences[i]) for i in unit)
-        rows = (len(made[-1]) if made else 0) + len(unit)
-        if made and rows * max(longest, length) <= most:
+        lengths = [len(batch.sequences[i]) for i in unit]
+        more, length = (len(unit), max(lengths)) if batch.lines is None else (1, sum(lengths))
+        if made and (count + more) * max(longest, length) <= most:
             made[-1] += unit
-            longest = max(longest, length)
+            count, longest = count + more, max(longest, length)
         else:
             made.append(list(unit))
-            longest = length
+            count, longest = more, length
     return made
 
 
@@ -120,11 +134,15 @@ def gradients(
     dropout_key: int = 0,
     check: Callable[[], None] = lambda: None,
     grad: bool = True,
+    padding_free: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> Outcome:
     """Loss and metrics of `batch`; with `grad`, its gradients are left in the `.grad` of the trained parameters.
 
     Dropout (only where the model has any) is drawn from `dropout_key` and the micro-batch's number, inside a
-    fork of the generators. `check()` is called before each micro-batch and may raise Interrupted.
+    fork of the generators. `check()` is called before each micro-batch and may raise Interrupted. `padding_free`
+    (rows laid end to end) and `gradient_checkpointing` (activations computed twice) spend less memory and change
+    nothing else.
     """
     model = policy.model
     model.zero_grad(set_to_none=True)
@@ -138,22 +156,27 @@ def gradients(
             torch.set_grad_enabled(grad),
         ):
             return part, policy.token_scores(
-                part.sequences, part.starts, temperature=temperature, needs=objective.needs
+                part.sequences,
+                part.starts,
+                temperature=temperature,
+                needs=objective.needs,
+                lines=lines.of(policy, list(map(len, part.sequences)), part.lines, padding_free),
             )
 
     was_training = model.training
     model.train(train_mode and grad)
     try:
-        if objective.coupled and len(micro_batches) > 1:
-            return _together(batch, objective, totals, micro_batches, scored, grad)
-        return _one_by_one(objective, totals, len(micro_batches), scored, grad)
+        with recompute.recomputing(model) if gradient_checkpointing and grad else nullcontext():
+            if objective.coupled and len(micro_batches) > 1:
+                return _together(batch, objective, totals, micro_batches, scored, grad)
+            return _one_by_one(objective, totals, len(micro_batches), scored, grad)
     finally:
         model.train(was_training)
 
 
 def _one_by_one(objective, totals, count: int, scored, grad: bool) -> Outcome:
     """The losses of the micro-batches add up to the loss of the update."""
-    loss, sums = 0.0, {}
+    loss, parts = 0.0, []
     for number in range(count):
         part, scores = scored(number, grad)
         with torch.set_grad_enabled(grad):
@@ -161,10 +184,8 @@ def _one_by_one(objective, totals, count: int, scored, grad: bool) -> Outcome:
             if grad:
                 part_loss.backward()
         loss += float(part_loss.detach())
-        for name, (total, count_) in metrics.items():
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = (before[0] + float(total), before[1] + float(count_))
-    return Outcome(loss, {"loss": loss, **objectives.finish(sums)})
+        parts.append(metrics)
+    return Outcome(loss, {"loss": loss, **objectives.finish(*parts)})
 
 
 def _together(batch: Batch, objective, totals, micro_batches, scored, grad: bool) -> Outcome:
@@ -186,8 +207,7 @@ def _together(batch: Batch, objective, totals, micro_batches, scored, grad: bool
             torch.autograd.backward(
                 [getattr(scores, name) for name in leaves], [flowing[name][rows, :width] for name in leaves]
             )
-    sums = {name: (float(total), float(count)) for name, (total, count) in metrics.items()}
-    return Outcome(float(loss.detach()), {"loss": float(loss.detach()), **objectives.finish(sums)})
+    return Outcome(float(loss.detach()), {"loss": float(loss.detach()), **objectives.finish(metrics)})
 
 
 def _gather(batch: Batch, micro_batches: list[list[int]], score: Callable[[int], TokenScores]) -> TokenScores:
@@ -225,11 +245,10 @@ def seeded(seed: int, device: torch.device):
 
 
 def apply(policy, state: State, settings: Settings, step: int) -> dict[str, float]:
-    """One AdamW step on the gradients left by `gradients`; the optimiser's slots live in `state.optim`.
+    """One step of the optimiser on the gradients left by `gradients`; its slots live in `state.optim`.
 
-    Gradients are clipped at `max_grad_norm`, weight decay leaves vectors out, as in TRL. Returns the metrics
-    `grad_norm` (before clipping) and `learning_rate`. Raises RunError before touching a weight when a gradient
-    is not finite.
+    Gradients are clipped at `max_grad_norm`. Returns the metrics `grad_norm` (before clipping) and
+    `learning_rate`. Raises RunError before touching a weight when a gradient is not finite.
     """
     trained = {name: p for name, p in policy.trainable().items() if p.grad is not None}
     if not trained:
@@ -244,23 +263,29 @@ def apply(policy, state: State, settings: Settings, step: int) -> dict[str, floa
     if settings.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(list(trained.values()), settings.max_grad_norm, norm)
     lr = learning_rate(settings, step)
-    slots = state.optim.setdefault("adamw", {})
-    decayed = [p for p in trained.values() if p.ndim > 1]
-    plain = [p for p in trained.values() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-        lr=lr,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        eps=settings.adam_epsilon,
-    )
-    for name, p in trained.items():
-        if name in slots:
-            optimizer.state[p] = slots[name]
-    optimizer.step()
-    for name, p in trained.items():
-        slots[name] = dict(optimizer.state[p])
-        p.grad = None
+    optimiser.step(policy.model, trained, state, settings, lr)
     return {"grad_norm": float(norm), "learning_rate": lr}
+
+
+def check(policy, settings: Settings) -> None:
+    """Raises SettingError, before any work, for what this model or this machine cannot do."""
+    optimiser.check(policy.params(), settings)
+    if settings.gradient_checkpointing and not recompute.layers(policy.model):
+        raise SettingError(
+            f"gradient_checkpointing=True: {policy.origin.model} has no layers that can be recomputed. Leave it out;"
+            " micro_batch_size=1 spends less memory too."
+        )
+    if settings.padding_free and not lines.kept_apart(policy):
+        raise SettingError(
+            f"padding_free=True: {policy.origin.model} reads a line of text as one stream and would let rows see each"
+            " other (so do state spaces and adapters with virtual tokens). Leave it out: rows are padded then."
+        )
+    if getattr(settings, "packing", False) and settings.packing_strategy != "wrapped" and not lines.kept_apart(policy):
+        warnings.warn(
+            f"packing: {policy.origin.model} cannot keep rows of one pack apart, so each is padded instead: the same"
+            " updates and numbers, no time saved.",
+            stacklevel=2,
+        )
 
 
 def totals_of(batch: Batch, **more: float) -> dict[str, float]:

@@ -1,26 +1,82 @@
-"""Supervised fine-tuning: the negative log-likelihood of the trained tokens."""
+"""Supervised fine-tuning: losses of the trained tokens, and how they become one number.
+
+`LOSSES` is the table of token losses by TRL's names, `REDUCTIONS` says what their weighted sum is divided by.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from workbench.objectives import Metrics, mean_over
 
 
-def nll(scores, columns: Mapping[str, Tensor], totals: Mapping[str, float]) -> tuple[Tensor, Metrics]:
-    """loss = sum over tokens of weight * nll / number of trained tokens of the update.
+def likelihood(scores) -> Tensor:
+    return -scores.logprob
 
-    columns: `weight` (B, T), 0 where a token is context. totals: `tokens`.
-    This is TRL's `loss_type="nll"` with gradient accumulation: every trained token of the update counts the
-    same, however the rows are split.
+
+def dynamic(scores) -> Tensor:
+    return -scores.logprob.detach().exp() * scores.logprob
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of each token (B, T), its formula (p: the token's probability, sg: no gradient) and its paper."""
+
+    token: Callable[..., Tensor]
+    formula: str
+    paper: str
+
+
+LOSSES = {
+    "nll": Loss(likelihood, "-log p", "maximum likelihood"),
+    "dft": Loss(dynamic, "-sg(p) log p", "dynamic fine-tuning, Wu et al. 2025, arXiv 2508.05629"),
+}
+REDUCTIONS = {
+    "token": "sum(w * loss) / number of trained tokens of the update",
+    "weight": "sum(w * loss) / sum(w) over the update",
+    "row": "mean over the update's rows of sum(w * loss) / number of the row's trained tokens",
+}
+
+
+def weighted(
+    scores,
+    columns: Mapping[str, Tensor],
+    totals: Mapping[str, float],
+    *,
+    loss_type: str = "nll",
+    smoothing: float = 0.0,
+    reduction: str = "token",
+) -> tuple[Tensor, Metrics]:
+    """The reduced loss of `LOSSES[loss_type]` over the trained tokens.
+
+    columns: `weight` (B, T), 0 where a token is context. totals: `tokens` (trained), `weight` (their sum), `rows`,
+    all of the whole update, so that every trained token counts the same however the rows are split (as in TRL with
+    gradient accumulation). `smoothing` e spreads that share of each target over the vocabulary of V tokens, as
+    transformers' LabelSmoother does: (1 - e) * loss + e * mean over V of -log p (Szegedy et al. 2015, arXiv
+    1512.00567); it needs the score `mean_logprob`. Metrics: mean_token_accuracy, entropy, and `nll`, the plain mean
+    over the trained tokens, whatever the loss.
     """
     weight = columns["weight"].to(scores.logprob.dtype)  # (B, T)
     trained = weight != 0  # (B, T)
-    loss = -(weight * scores.logprob).sum() / totals["tokens"]
+    loss = LOSSES[loss_type].token(scores)  # (B, T)
+    if smoothing:
+        loss = (1 - smoothing) * loss - smoothing * scores.mean_logprob
+    loss = weight * loss
+    if reduction == "row":
+        total = (loss.sum(1) / trained.sum(1).clamp(min=1)).sum() / totals["rows"]
+    else:
+        total = loss.sum() / totals["weight" if reduction == "weight" else "tokens"]
     metrics = {
         "mean_token_accuracy": mean_over(scores.top1.to(scores.logprob.dtype), trained),
         "entropy": mean_over(scores.entropy, trained),
+        "nll": mean_over(-scores.logprob, trained),
     }
-    return loss, metrics
+    return total, metrics
+
+
+def nll(scores, columns: Mapping[str, Tensor], totals: Mapping[str, float]) -> tuple[Tensor, Metrics]:
+    """loss = sum over tokens of weight * nll / number of trained tokens of the update: TRL's `loss_type="nll"`."""
+    return weighted(scores, columns, totals)

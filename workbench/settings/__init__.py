@@ -12,16 +12,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from workbench.errors import SettingError, did_you_mean, nearest
+from workbench.settings import schedules
 from workbench.settings.base import Settings
-from workbench.settings.preference import DPOSettings
+from workbench.settings.preference import CPOSettings, DPOSettings, KTOSettings, ORPOSettings
 from workbench.settings.rl import GRPOSettings
 from workbench.settings.supervised import SFTSettings
-from workbench.settings.trl import TRL_NAMES
+from workbench.settings.trl import ANSWERS, TRL_NAMES, say
 
-__all__ = ["METHODS", "TRL_NAMES", "DPOSettings", "GRPOSettings", "SFTSettings", "Settings"]
-__all__ += ["check", "evaluation_due", "fixed", "known", "make"]
+__all__ = ["METHODS", "TRL_NAMES", "CPOSettings", "DPOSettings", "GRPOSettings", "KTOSettings", "ORPOSettings"]
+__all__ += ["SFTSettings", "Settings", "check", "evaluation_due", "fixed", "known", "make"]
 
-METHODS: dict[str, type[Settings]] = {"sft": SFTSettings, "dpo": DPOSettings, "grpo": GRPOSettings}
+METHODS: dict[str, type[Settings]] = {
+    "sft": SFTSettings,
+    "dpo": DPOSettings,
+    "cpo": CPOSettings,
+    "orpo": ORPOSettings,
+    "kto": KTOSettings,
+    "grpo": GRPOSettings,
+}
 
 
 def make(method: str, given: Mapping[str, Any], base: Settings | None = None) -> Settings:
@@ -32,6 +40,7 @@ def make(method: str, given: Mapping[str, Any], base: Settings | None = None) ->
     """
     kind = METHODS[method]
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    given = kind.resolve(given, base)
     for name in given:
         if name not in fields:
             raise SettingError(f"wb.{method} has no setting {name!r}.{_ours(name, fields)}")
@@ -52,12 +61,16 @@ def fixed(method: str) -> set[str]:
 
 
 def _ours(name: str, fields: Mapping[str, Any]) -> str:
-    if name in TRL_NAMES:
-        return f" TRL's {name} is given here by: {TRL_NAMES[name]}."
-    hit = nearest(name, [*fields, *TRL_NAMES])
+    if having := [f"wb.{method}" for method, kind in METHODS.items() if name in kind.__dataclass_fields__]:
+        return (
+            f" {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it. Settings: {', '.join(sorted(fields))}."
+        )
+    if name in ANSWERS:
+        return f" {say(name)}"
+    hit = nearest(name, [*fields, *ANSWERS])
     hint = f" Did you mean {hit!r}?" if hit else ""
-    if hit in TRL_NAMES:
-        hint = f" Did you mean TRL's {hit}? It is given here by: {TRL_NAMES[hit]}."
+    if hit in ANSWERS:
+        hint = f" Did you mean TRL's {hit}? {say(hit)}"
     return f"{hint} Settings: {', '.join(sorted(fields))}."
 
 
@@ -107,14 +120,16 @@ def check(method: str, settings: Settings) -> None:
         for i, item in enumerate(value if several else [value]):
             if item is not None and not isinstance(item, dict):
                 _check_one(method, f"{field.name}[{i}]" if several else field.name, item, field.metadata)
-    if problem := settings.problem():
+    s = settings
+    schedule = schedules.problem(s.lr_scheduler_type, s.lr_scheduler_kwargs, s.lr, s.warmup_steps)
+    if problem := schedule or settings.problem():
         raise SettingError(f"wb.{method}: {problem}")
 
 
 def _check_one(method: str, name: str, value: Any, rule: Mapping[str, Any]) -> None:
     options = rule.get("choices")
     if options and isinstance(value, str) and value not in options:
-        hint = did_you_mean(value, options)
+        hint = f" {said}" if (said := rule.get("hints", {}).get(value)) else did_you_mean(value, options)
         raise SettingError(f"wb.{method}: {name}={value!r} is not known.{hint} Options: {', '.join(options)}.")
     if isinstance(value, (str, bool)):
         return

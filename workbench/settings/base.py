@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from workbench.settings.schedules import SCHEDULES
+
+OPTIMISERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "adamw_8bit",
+    "adamw_bnb_8bit",
+    "adafactor",
+    "sgd",
+    "rmsprop",
+)
+"""what `optim` may be; `workbench.optimiser` has them"""
+PAGED = ("paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
+NOT_PAGED = "Moments are not paged out to the CPU here; optim='adamw_8bit' gives paged_adamw_8bit's numbers."
 
 
 def knob(
@@ -16,14 +31,16 @@ def knob(
     at_most: float | None = None,
     below: float | None = None,
     choices: Sequence[str] = (),
+    hints: Mapping[str, str] | None = None,
     fixed: bool = False,
 ) -> Any:
     """A dataclass field with the rule its value must keep (each element of it, where it is a list).
 
-    `fixed`: it cannot change within a run, because rows and draws follow from it.
+    `fixed`: it cannot change within a run, because rows and draws follow from it. `hints`: what to say of values
+    that are no choice here but may be looked for.
     """
     rule = {"at_least": at_least, "above": above, "at_most": at_most, "below": below, "choices": tuple(choices)}
-    return dataclasses.field(default=default, metadata=rule | {"fixed": fixed})
+    return dataclasses.field(default=default, metadata=rule | {"fixed": fixed, "hints": dict(hints or {})})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,24 +56,36 @@ class Settings:
     micro_batch_size: int | None = knob(None, at_least=1)
     """rows (DPO: pairs) that go through the model at once; None: as many as keep the logits under 1 GiB.
     It never changes a result (but for the draws of dropout), only memory and time"""
-    optim: str = knob("adamw_torch", choices=("adamw_torch", "adamw_8bit"))
-    """the optimiser: AdamW in the parameters' precision, or bitsandbytes' with 8-bit moments"""
+    optim: str = knob("adamw_torch", choices=OPTIMISERS, hints=dict.fromkeys(PAGED, NOT_PAGED))
+    """the optimiser: 'adamw_torch' (moments in the parameters' precision), 'adamw_torch_fused' (one kernel for all of
+    it), 'adamw_8bit' or 'adamw_bnb_8bit' (the same: bitsandbytes' AdamW with 8-bit moments), 'adafactor', 'sgd' or
+    'rmsprop'. Changed within a run, the new one starts without moments"""
     weight_decay: float = knob(0.0, at_least=0.0)
-    """AdamW's decoupled decay; vectors (biases, norms) are left out"""
+    """the optimiser's decay (AdamW's is decoupled from the gradient); biases and norms are left out"""
     adam_beta1: float = knob(0.9, at_least=0.0, below=1.0)
+    """AdamW: how much of the mean of gradients is kept at each update"""
     adam_beta2: float = knob(0.999, at_least=0.0, below=1.0)
+    """AdamW: how much of the mean of squared gradients is kept at each update"""
     adam_epsilon: float = knob(1e-8, above=0.0)
+    """AdamW: added to the root of the squared gradients' mean"""
     max_grad_norm: float = knob(1.0, at_least=0.0)
     """gradients are scaled down to this global norm; 0 leaves them as they are"""
-    lr_scheduler_type: str = knob("constant", choices=("constant", "linear", "cosine"))
-    """'constant', 'linear' or 'cosine' (both to zero at the last step), after the warm-up"""
-    warmup_steps: int = knob(0, at_least=0)
-    """steps over which the learning rate rises linearly from zero"""
+    lr_scheduler_type: str = knob("constant", choices=SCHEDULES)
+    """how the learning rate goes after the warm-up, by transformers' names: 'constant' (or 'constant_with_warmup', the
+    same here), 'linear' and 'cosine' (to zero at the last step), 'cosine_with_restarts', 'polynomial', 'inverse_sqrt',
+    'cosine_with_min_lr', 'cosine_warmup_with_min_lr', 'warmup_stable_decay'"""
+    lr_scheduler_kwargs: dict | None = None
+    """what the schedule takes beyond that, as in transformers, e.g. {"min_lr_rate": 0.1} or {"num_decay_steps": 20}"""
+    warmup_steps: int | float = knob(0, at_least=0)
+    """steps over which the learning rate rises from zero; below 1: that share of all steps"""
     disable_dropout: bool = False
     """train without dropout, whatever the model and the adapter say"""
     gradient_checkpointing: bool = False
     """compute each layer's activations again in the backward pass instead of keeping them: less memory, about a
     third more time, the same numbers"""
+    padding_free: bool = False
+    """lay rows end to end instead of padding each to the longest: less memory and time where lengths differ, the same
+    numbers (but for the draws of dropout). Only for models that keep documents apart by position ids"""
     eval_steps: int | None = knob(None, at_least=1)
     """evaluate every so many steps, from step 0 on and at the end; None: about ten times in the run.
     Needs `eval_dataset`"""
@@ -73,14 +102,28 @@ class Settings:
     temperature: float = knob(1.0, above=0.0)
     """sampling temperature; log-probs, entropy and KL are those of the distribution at this temperature"""
     top_p: float = knob(1.0, above=0.0, at_most=1.0)
+    """sample among the fewest likeliest tokens that together have this probability; 1: all"""
     top_k: int = knob(0, at_least=0)
     """sample among the k likeliest tokens only; 0: all"""
     shuffle_dataset: bool = True
     """draw the rows of each epoch in a new order; False: in the order given"""
 
+    @classmethod
+    def resolve(cls, given: Mapping[str, Any], base: Settings | None = None) -> dict[str, Any]:
+        """What was given, spelt out (a preset as what it sets). `base`: the settings it will change, if any."""
+        return dict(given)
+
     def problem(self) -> str | None:
         """What does not go together among the values, in a sentence; None when all is well."""
         return None
+
+    def for_evaluation(self) -> Settings:
+        """The settings by which held-out data is prepared."""
+        return self
+
+    def unread(self, given: Collection[str]) -> list[str]:
+        """Of the settings that were `given`, those that change nothing beside the others: a sentence each."""
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

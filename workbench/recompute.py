@@ -1,0 +1,38 @@
+"""Gradient checkpointing: each layer's activations are computed again in the backward pass, not kept.
+
+Chen et al. 2016, arXiv 1604.06174. torch's own `checkpoint` without re-entry is put around the layers for the
+length of an update, so that frozen embeddings need no gradient, dropout draws the same numbers twice, and a model
+that trains in eval mode (without dropout) recomputes as well. Sampling never sees it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that transformers offers for recomputing; none in models that do not support it."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Within the block the model's layers are recomputed; afterwards they are as they were."""
+    before = [(layer, layer.__dict__.get("forward")) for layer in layers(model)]
+    try:
+        for layer, _ in before:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+        yield
+    finally:
+        for layer, forward in before:
+            if forward is None:
+                layer.__dict__.pop("forward", None)
+            else:
+                layer.forward = forward
