@@ -41,6 +41,16 @@ def test_exact_match():
         (".5", "0.5"),
         ("\u517118\u4e2a", "18"),
         (r"\boxed{18}", "18"),
+        (r"\boxed{18} in 3 days", "18"),
+        (r"\boxed{2}, no: \boxed{x = \text{ 18 }} in 3 days", "18"),
+        (r"\boxed{1{,}234.5} or 7", "1234.5"),
+        (r"\boxed{1\,000} or 7", "1000"),
+        (r"\boxed{-\$2.50} or 7", "-2.5"),
+        (r"\boxed{\frac{1}{2}} or 7", "7"),
+        (r"\boxed{18", "18"),
+        ("\\boxed{3}\n#### 4", "4"),
+        ("The answer is 18.", "18"),
+        ("The answer is -1,234.50 dollars", "-1234.5"),
         ("<<6*3=18>>18", "18"),
         ("**18**", "18"),
         ("3rd of A4", "3"),
@@ -50,6 +60,42 @@ def test_exact_match():
 )
 def test_last_number(text, value):
     assert rewards.last_number(text) == (None if value is None else Decimal(value))
+
+
+@pytest.mark.parametrize(
+    "text, inside",
+    [
+        (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} then \boxed { 2 }", "2"),
+        (r"\boxed{\boxed{3}}", "3"),
+        (r"} \boxed{1} \boxed{{2}", "1"),
+        (r"\boxed{}", ""),
+        ("1", None),
+    ],
+)
+def test_boxed(text, inside):
+    assert rewards.boxed(text) == inside
+
+
+def test_boxes_of_a_long_text_take_no_long_time():
+    started = time.monotonic()
+    assert rewards.boxed("\\boxed{" * 20_000) is None
+    assert time.monotonic() - started < 1
+
+
+def test_rows_without_an_answer_are_not_judged():
+    assert rewards.exact_match(["None", "a"], [None, "a"]) == [None, 1.0]
+    assert rewards.number(["3"], [None]) == [None]
+    assert rewards.math_answer([r"\boxed{3}"], [None]) == [None]
+
+
+def test_what_completions_answer():
+    assert rewards.exact_match.extract(" a\n") == "a" and rewards.exact_match.extract(" ") is None
+    assert rewards.number.extract("it is 18.0") == Decimal(18) and rewards.number.extract("no") is None
+    assert rewards.math_answer.extract(r"\boxed{ x + 1 }") == "x+1" and rewards.math_answer.extract("3") is None
+    extract = rewards.reasoning_math_answer.extract
+    assert extract(r"\boxed{1}</think>\boxed{2}") == "2"
+    assert extract(r"\boxed{1}</think>2") is None and extract(r"\boxed{1}") is None
 
 
 def test_number_is_exact():
@@ -89,6 +135,27 @@ def test_math_answer_decides_as_trl_does_also_off_the_main_thread():
     thread.join(60)
     assert found == theirs
     assert set(found) == {0.0, 1.0, None}
+
+
+def test_reasoning_math_answer_decides_as_trl_does():
+    from trl.rewards import reasoning_accuracy_reward
+
+    texts = [
+        r"<think>x</think> \boxed{2}",
+        r"<think>\boxed{2}",
+        r"\boxed{3}</think>\boxed{3}</think>\boxed{2}",
+        r"\boxed{2}</think>3",
+        r"a</think>\boxed{2}",
+        r"no end \boxed{2}",
+        r"a</r> \boxed{2} </think> \boxed{3}",
+    ]
+    gold = ["2", "2", "2", "2", "", "", "2"]
+    chat = [[{"role": "assistant", "content": text}] for text in texts]
+    found = rewards.reasoning_math_answer(chat, gold)
+    assert found == reasoning_accuracy_reward(chat, gold) == [1.0, 0.0, 1.0, 0.0, None, 0.0, 0.0]
+    for delimiters in (["</r>", "</think>"], ["</think>", "</r>"]):
+        ours = rewards.reasoning_math_answer(texts, gold, reasoning_delimiters=delimiters)
+        assert ours == reasoning_accuracy_reward(chat, gold, reasoning_delimiters=delimiters)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.errors import DataError, SettingError, did_you_mean
@@ -66,6 +66,22 @@ def select(fn: Callable, offered: dict[str, Any]) -> dict[str, Any]:
     """The part of `offered` that `fn` takes: all of it with `**kwargs`, else what it names."""
     known, _, takes_all = parameters(fn)
     return dict(offered) if takes_all else {name: offered[name] for name in known if name in offered}
+
+
+def weight_list(weights: Any, reward_names: Sequence[str]) -> Any:
+    """Weights by name as a list in the order of the functions, 1 for those not named; all else as it is.
+
+    SettingError for a name that no function has.
+    """
+    if not isinstance(weights, Mapping):
+        return weights
+    for name in weights:
+        if name not in reward_names:
+            near = did_you_mean(str(name), reward_names)
+            raise SettingError(
+                f"weights has {name!r}, which is no reward function.{near} There are: {', '.join(reward_names)}."
+            )
+    return [weights.get(name, 1.0) for name in reward_names]
 
 
 def check_functions(rewards: Any, weights: Any = None) -> None:

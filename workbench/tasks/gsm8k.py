@@ -9,7 +9,7 @@ from pathlib import Path
 
 from workbench.data import Rows, make, rows
 from workbench.errors import DataError, SettingError
-from workbench.rewards.text import number
+from workbench.rewards.text import last_number, number
 from workbench.tasks.task import Task, make_prompts
 from workbench.text import shorten
 
@@ -26,10 +26,11 @@ def gsm8k(
 ) -> Task:
     """The task: reward 1.0 where the number that a completion ends on equals the answer's (`rewards.number`).
 
-    That is the first number after the completion's last `####`, or, without that mark, its last number of
-    all, compared as decimals: `$`, thousands commas, a trailing full stop, a unit do not matter. So a model
-    that has not learnt the mark is scored too, by the number it ends on; one that goes on talking after its
-    answer loses.
+    That is the first number after the completion's last `####`, or, without that mark, the number in its last
+    `\\boxed{}`, or, without that too, its last number of all ("The answer is 18."), compared as decimals: `$`,
+    thousands commas, a trailing full stop, a unit do not matter. So a model that has not learnt the mark is scored
+    too, by the number it ends on; one that goes on talking after its answer loses. An evaluation gives accuracy,
+    pass@k, and maj@k over these numbers.
 
     `path`: a folder with train.jsonl and test.jsonl, or one such file (columns `question` and `answer`);
     None: the Hub's openai/gsm8k. `size`: the first so many rows. `template`: the prompt, with {question} in
@@ -58,9 +59,9 @@ def gsm8k(
 
 
 def reference_answer(solution: str) -> str | None:
-    """What follows the last `####` of a worked answer, without commas; None where the mark is missing."""
+    """What follows the last `####` of a worked answer, without commas; None without the mark or a number after it."""
     _, mark, after = solution.rpartition("####")
-    return after.strip().replace(",", "") if mark and after.strip() else None
+    return after.strip().replace(",", "") if mark and last_number(after) is not None else None
 
 
 def _read(path: str | Path | None, split: str, size: int | None) -> Rows:

@@ -165,6 +165,9 @@ def correct(completions: list, answer: list, **kwargs) -> list[float]:
     return [float(number == int(right)) for number, right in zip(numbers, answer, strict=True)]
 
 
+correct.extract = final_number  # an evaluation lets the samples of a prompt vote on it (eval/maj@n)
+
+
 def formatted(completions: list, **kwargs) -> list[float]:
     """1.0 where the completion ends in `#### <number>`, right or wrong, else 0.0."""
     return [float(final_number(completion_text(completion)) is not None) for completion in completions]

@@ -9,7 +9,7 @@ from workbench import rewards as reward_functions
 from workbench.data import rows as as_rows
 from workbench.errors import RunError, SettingError, did_you_mean
 from workbench.rewards.reference import refer, resolve
-from workbench.rewards.signature import check_columns, check_functions, names
+from workbench.rewards.signature import check_columns, check_functions, names, weight_list
 
 
 class Task:
@@ -17,9 +17,10 @@ class Task:
 
     `rows`: Rows, or anything `wb.rows` reads, with a `prompt` column. `rewards`: functions with TRL's
     signature, fn(prompts, completions, **columns) -> list[float | None], or a dict of them by name.
-    `weights`: one factor per function in the sum, all 1 by default. `verdict`: the name of the function that
-    says right or wrong, the first by default; a sample counts as right where that function gives 1.0 or more,
-    whatever its weight.
+    `weights`: one factor per function in the sum, or factors by name; 1 where none is given. `verdict`: the
+    name of the function that says right or wrong, the first by default; a sample counts as right where that
+    function gives 1.0 or more, whatever its weight. If it has a function `extract(text)` that tells what a
+    completion answers, evaluations let the samples of a prompt vote.
 
     `kind` and `args` say how a ready-made task was made ("rows" for one of your own). Raises SettingError for
     functions or weights that do not go together, DataError for rows without a prompt column or without a
@@ -31,7 +32,7 @@ class Task:
         self,
         rows: Any,
         rewards: Sequence[Callable] | Mapping[str, Callable],
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Mapping[str, float] | None = None,
         name: str | None = None,
         *,
         verdict: str | None = None,
@@ -39,10 +40,12 @@ class Task:
         args: Mapping[str, Any] | None = None,
     ):
         functions = list(rewards.values()) if isinstance(rewards, Mapping) else rewards
+        check_functions(functions)
+        self.reward_names: list[str] = list(rewards) if isinstance(rewards, Mapping) else names(functions)
+        weights = weight_list(weights, self.reward_names)
         check_functions(functions, weights)
         self.rows = as_rows(rows)
         self.rewards: list[Callable] = list(functions)
-        self.reward_names: list[str] = list(rewards) if isinstance(rewards, Mapping) else names(functions)
         self.weights: list[float] = [1.0] * len(functions) if weights is None else [float(w) for w in weights]
         self.name = name or (kind if kind != "rows" else "task")
         self.kind = kind
@@ -86,7 +89,7 @@ class Task:
     def with_rewards(
         self,
         rewards: Sequence[Callable] | Mapping[str, Callable],
-        weights: Sequence[float] | None = None,
+        weights: Sequence[float] | Mapping[str, float] | None = None,
         verdict: str | None = None,
     ) -> Task:
         """The same rows under other functions. The verdict stays where its name does, else is the first."""
