@@ -143,20 +143,41 @@ def test_export_of_bfloat16_rounds_once(tmp_path):
         assert torch.equal(written[name], tensor.bfloat16().float()), name
 
 
-@pytest.mark.parametrize(("quantize", "kl"), [("nf4", 1e-6), ("int8", 0.1)])  # int8 rounds activations too
-def test_export_of_a_quantised_model_is_the_dequantised_base(tmp_path, quantize, kl):
+WIDE = {
+    "llama": dict(hidden_size=160, intermediate_size=96, head_dim=16),  # rows end within a block of 64
+    "qwen3": dict(hidden_size=64, head_dim=16),  # tied
+    "gpt2": dict(n_embd=64, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),  # square weights stored (in, out)
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_export_of_a_quantised_model_is_the_dequantised_base(tmp_path, quantize, kind):
     pytest.importorskip("bitsandbytes")
-    tiny_model_folder(tmp_path / "m", "qwen3", hidden_size=64, head_dim=16)
-    policy = load(tmp_path / "m", quantize=quantize, device="cpu").attach(LoRA(r=4))
+    from workbench import quantisation
+
+    tiny_model_folder(tmp_path / "m", kind, **WIDE[kind])
+    policy = load(tmp_path / "m", quantize=quantize, device="cpu")
     with pytest.raises(SettingError, match="nothing new to save"):
-        load(tmp_path / "m", quantize=quantize, device="cpu").save(tmp_path / "x")
-    noisy_adapter(policy)
+        policy.save(tmp_path / "x")
+    bare = policy.export(tmp_path / "bare")
+    assert bare.top1 == 1.0 and bare.kl_max < 1e-6 and f"against the policy (its {quantize} base)," in repr(bare)
+    noisy_adapter(policy.attach(LoRA(r=4)))
     policy.sample(["Hello"], n=1, max_new_tokens=3)
-    before = logits(policy.model)
+    before, own = logits(policy.model), {n: p.detach().clone() for n, p in policy.model.named_parameters()}
     report = policy.export(tmp_path / "merged")
-    assert report.kl_max < kl and report.top1 > 0.9
+    assert report.kl_max < 1e-6 and report.top1 == 1.0
+    assert f"against the policy (its {quantize} base and its adapter)" in repr(report)
     assert torch.equal(logits(policy.model), before)
+    assert all(torch.equal(p, own[n]) for n, p in policy.model.named_parameters())
     assert "quantization_config" not in json.loads((tmp_path / "merged" / "config.json").read_text())
+    written = plain(tmp_path / "merged")
+    assert (logits(written) - before).norm() < 1e-5 * before.norm()
+    merged, (name, layer) = dict(written.named_modules()), next(iter(quantisation.layers(policy.model).items()))
+    wrap = policy.model.get_submodule(name.removesuffix(".base_layer"))
+    weight = quantisation.decoded(layer) + 8 * wrap.lora_B["default"].weight @ wrap.lora_A["default"].weight
+    found = merged[name.removeprefix("base_model.model.").removesuffix(".base_layer")].weight
+    assert torch.allclose(found.T if kind == "gpt2" else found, weight, atol=1e-5)  # alpha / r = 8
 
 
 def test_a_save_replaces_a_save_and_nothing_else(tmp_path):

@@ -1,7 +1,6 @@
 """Loading, adapters, whose weights a model holds, and what goes wrong."""
 
 import json
-import math
 import warnings
 
 import pytest
@@ -194,11 +193,6 @@ def test_shipped_model_if_it_is_there():
     assert len(policy.sample(["1 + 1 ="], n=2, max_new_tokens=4)) == 2
 
 
-def test_quantize_must_be_known(tmp_path):
-    with pytest.raises(SettingError, match='"nf4" or "int8"'):
-        load(tmp_path, quantize="int4")
-
-
 # ---------------------------------------------------------------- adapters
 
 
@@ -373,34 +367,7 @@ def test_description_loads_it_again(tmp_path):
     assert from_description(json.loads(json.dumps(bare.describe()))).adapter is None
 
 
-# ---------------------------------------------------------------- quantised
-
-
-def nf4(folder):
-    pytest.importorskip("bitsandbytes")
-    return load(folder, quantize="nf4", device="cpu")
-
-
-def gradients(policy):
-    policy.model.zero_grad()
-    policy.token_scores(IDS, STARTS).logprob.sum().backward()
-    return {name: p.grad.clone() for name, p in policy.trainable().items()}
-
-
-def test_nf4_gradients_are_the_same_after_sampling(tmp_path):
-    policy = nf4(tiny_model_folder(tmp_path / "m", hidden_size=64, head_dim=16))
-    with pytest.raises(SettingError, match="quantised weights cannot be trained"):
-        policy.trainable()
-    assert policy.reset() is policy
-    noisy_adapter(policy.attach(LoRA(r=4)))
-    layers = [m for m in policy.model.modules() if hasattr(m, "support_avx512bf16_for_cpu")]
-    assert len(layers) == 14 and not any(m.support_avx512bf16_for_cpu for m in layers)
-    before = gradients(policy)
-    assert all(math.isfinite(g.norm()) and g.norm() > 0 for g in before.values())
-    policy.sample(["Hello", "a"], n=2, max_new_tokens=4)
-    after = gradients(policy)
-    for name, g in before.items():
-        assert (after[name] - g).norm() <= 5e-6 * g.norm(), name
+# ---------------------------------------------------------------- sampling
 
 
 def test_keys_of_sampling_are_those_documented(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from workbench import adapters, scoring
+from workbench import adapters, quantisation, scoring
 from workbench.errors import SettingError, WorkbenchError
 from workbench.sampling import decoder
+from workbench.sharing import card
 
 if TYPE_CHECKING:
     from workbench.policy import Policy
@@ -54,27 +56,28 @@ class Agreement:
     """share of tokens after which both have the same first choice"""
     dtype: str
     """of the written weights"""
+    against: str = "the policy"
+    """what it was compared with; a quantised policy computes with its decoded weights, and so does what is written"""
 
     def __repr__(self) -> str:
         return (
-            f"<Agreement: {self.folder} in {self.dtype} against the policy, {self.tokens} tokens of "
+            f"<Agreement: {self.folder} in {self.dtype} against {self.against}, {self.tokens} tokens of "
             f"{self.prompts} probes: KL {self.kl_mean:.2g} nats on average, {self.kl_max:.2g} at most; same "
             f"first choice {100 * self.top1:.1f} %>"
         )
 
 
-def save(policy: Policy, folder: str | Path) -> Path:
-    """The adapter in PEFT's format, or the whole model if there is none, with the tokenizer. See
-    `Policy.save`.
+def save(policy: Policy, folder: str | Path, store: Any = None, script: str = "") -> Path:
+    """The adapter in PEFT's format, or the whole model if there is none, with the tokenizer and a model card. See
+    `Policy.save`. `store`: of the run that trained it, for the card, and its `script`.
     """
     if policy.origin.quantize and not policy.has_adapter:
         raise SettingError(
-            f"The model is quantised ({policy.origin.quantize}) and has no adapter, so there is nothing new "
-            "to save; policy.export(folder) writes it dequantised."
+            f"The model is quantised ({quantisation.name_of(policy.origin.quantize)}) and has no adapter, so there is "
+            "nothing new to save; policy.export(folder) writes it dequantised."
         )
-    with _replacing(
-        folder, {"kind": "adapter" if policy.has_adapter else "model", **policy.describe()}
-    ) as new:
+    record = {"kind": "adapter" if policy.has_adapter else "model", **policy.describe()}
+    with _replacing(folder, record) as new:
         if not policy.has_adapter:
             policy.model.save_pretrained(new)
         elif adapters.edits_base(policy.adapter):
@@ -82,6 +85,7 @@ def save(policy: Policy, folder: str | Path) -> Path:
         else:
             policy.model.save_pretrained(new, save_embedding_layers=False)
         policy.tokenizer.save_pretrained(new)
+        record |= card.write(new, Path(folder).expanduser(), policy.describe(), store, script)
     return Path(folder)
 
 
@@ -194,9 +198,9 @@ def _dequantised(policy: Policy) -> nn.Module:
         own = {n: p.data for n, p in module.named_parameters(recurse=False)}
         own |= {n: b for n, b in module.named_buffers(recurse=False)}
         if "weight" in own:
-            own["weight"] = _dequantised_weight(module)
+            own["weight"] = _as_in(model, name, quantisation.decoded(module))
         for part, tensor in own.items():
-            values[f"{name}.{part}".replace(".base_layer.", ".")] = tensor.detach().float().cpu()
+            values[_plain_name(f"{name}.{part}")] = tensor.detach().float().cpu()
     wanted = model.state_dict()
     absent = [name for name in wanted if name not in values and not _is_tied(model, name)]
     if absent:
@@ -213,18 +217,17 @@ def _dequantised(policy: Policy) -> nn.Module:
     return model
 
 
-def _dequantised_weight(module: nn.Module) -> Tensor:
-    """The values that a layer computes with. (peft's helper for this leaves int8 layers on a CPU broken.)"""
-    weight = module.weight
-    if type(weight).__name__ == "Params4bit":
-        from bitsandbytes.functional import dequantize_4bit
+def _plain_name(name: str) -> str:
+    """A weight's name in the bare model: adapters put layers that they sit on one level down."""
+    return re.sub(r"\.(base_layer|original_module|token_adapter)(?=\.)", "", name)
 
-        return dequantize_4bit(weight.data, weight.quant_state)
-    if type(weight).__name__ == "Int8Params":  # rows of int8, each with the size that 127 stands for
-        state = module.state
-        rows, size = (weight.CB, weight.SCB) if state.CB is None else (state.CB, state.SCB)
-        return (weight.data if rows is None else rows).float() * (size.float() / 127)[:, None]
-    return weight.data
+
+def _as_in(model: nn.Module, name: str, weight: Tensor) -> Tensor:
+    """A layer's weight the way round that the bare model has it: GPT-2's layers store (in, out)."""
+    from transformers.pytorch_utils import Conv1D
+
+    plain = dict(model.named_modules()).get(_plain_name(f"{name}.")[:-1])
+    return weight.T.contiguous() if isinstance(plain, Conv1D) else weight
 
 
 def _is_tied(model: nn.Module, name: str) -> bool:
@@ -267,7 +270,15 @@ def compare(policy: Policy, folder: str | Path, probes: Sequence[str]) -> Agreem
         kl_max=float(kl.max()),
         top1=float(same.double().mean()),
         dtype=policy.origin.dtype,
+        against=_what(policy),
     )
+
+
+def _what(policy: Policy) -> str:
+    if not policy.origin.quantize:
+        return "the policy"
+    adapter = " and its adapter" if policy.has_adapter else ""
+    return f"the policy (its {quantisation.name_of(policy.origin.quantize)} base{adapter})"
 
 
 def _batch(ids: Sequence[int], device: torch.device) -> Tensor:

@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from workbench import quantisation
 from workbench.errors import DataError, SettingError, did_you_mean
 
 SHIPPED = Path(__file__).parent / "models" / "tiny"
-QUANTIZE = ("nf4", "int8")
 DTYPES = {
     "float32": torch.float32, "fp32": torch.float32,
     "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
@@ -61,7 +61,8 @@ class Origin:
     """as asked for"""
     commit: str | None
     """the Hub commit it stood for"""
-    quantize: str | None
+    quantize: quantisation.Record
+    """how the weights are held; a base saved by bitsandbytes says so itself"""
     dtype: str
     device: str
     seed: int
@@ -81,11 +82,10 @@ class Loaded:
 
 
 def load_parts(
-    path_or_id: str | Path, quantize: str | None, dtype: Any, device: str, revision: str | None, seed: int
+    path_or_id: str | Path, quantize: Any, dtype: Any, device: str, revision: str | None, seed: int
 ) -> Loaded:
     """Everything `workbench.load` needs. Raises SettingError for settings, DataError for model files."""
-    if quantize is not None and quantize not in QUANTIZE:
-        raise SettingError(f'quantize={quantize!r} is not known; use None, "nf4" or "int8".')
+    how = quantisation.record(quantize)
     where = pick_device(device)
     kind = pick_dtype(dtype, where)
     notes: list[str] = []
@@ -93,20 +93,16 @@ def load_parts(
         notes.append(
             "This GPU has no bfloat16, so the model is in float32; dtype='float16' halves the memory."
         )
-    if quantize == "int8":
-        notes.append(
-            "int8 rounds activations as well, by what else is in the batch: the same tokens score a little "
-            "differently from batch to batch (some 0.01 nats). nf4 does not."
-        )
     given = find(path_or_id, revision)
     adapter = adapter_config(given)
     place = given if adapter is None else find_base(adapter, given)
     with quiet():
-        model = load_model(place, quantize, kind, where)
+        model, how = load_model(place, how, kind, where, notes)
         tokenizer = load_tokenizer(given, place)
         stop_ids = check_tokenizer(tokenizer, model, notes)
         if adapter is not None:
             model = load_adapter(model, given)
+            notes += note_of_other_base(given, how)
     model.eval()
     for note in notes:
         if note.startswith("!"):
@@ -119,7 +115,7 @@ def load_parts(
             base="tiny" if place.name == str(SHIPPED) else place.name,
             revision=revision,
             commit=given.revision,
-            quantize=quantize,
+            quantize=how,
             dtype=str(kind).removeprefix("torch."),
             device=str(where),
             seed=int(seed),
@@ -318,15 +314,20 @@ def find_base(config: dict[str, Any], adapter: Place) -> Place:
 
 
 def load_model(
-    place: Place, quantize: str | None, dtype: torch.dtype, device: torch.device
-) -> torch.nn.Module:
-    """The bare causal LM on its device. Raises DataError if its files do not make one."""
-    from transformers import AutoModelForCausalLM
+    place: Place, how: quantisation.Record, dtype: torch.dtype, device: torch.device, notes: list[str]
+) -> tuple[torch.nn.Module, quantisation.Record]:
+    """The bare causal LM on its device, and how its weights are held. Raises DataError if its files do not make one,
+    SettingError if it cannot be quantised.
+    """
+    from transformers import AutoModelForCausalLM, PretrainedConfig
 
-    extra: dict[str, Any] = {}
-    if quantize is not None:
-        extra["quantization_config"] = quantization(quantize, dtype, device)
-    if quantize is not None or device.type == "cuda":
+    try:
+        files, _ = PretrainedConfig.get_config_dict(place.name, **place.options)
+    except Exception as error:
+        raise DataError(_why_not(place.name, error)) from error
+    plan = quantisation.plan(how, files, place.name, dtype, device)
+    extra: dict[str, Any] = {} if plan.config is None else {"quantization_config": plan.config}
+    if plan.how is not None or device.type == "cuda":
         extra["device_map"] = {"": device}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
@@ -341,47 +342,10 @@ def load_model(
             "...), which would be random. It was saved for another kind of model (a classifier or an "
             "encoder?), or is incomplete."
         )
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On such CPUs bitsandbytes repacks 4-bit weights in the first eval-mode forward; from then on
-            # gradients of adapters and dequantised weights are silently wrong.
-            module.support_avx512bf16_for_cpu = False
-    return model if "device_map" in extra else model.to(device)
-
-
-def quantization(quantize: str, dtype: torch.dtype, device: torch.device):
-    """The bitsandbytes settings (nf4: as in QLoRA, arXiv 2305.14314). Raises SettingError where it cannot
-    work.
-    """
-    from transformers import BitsAndBytesConfig
-
-    if device.type not in ("cuda", "cpu"):
-        raise SettingError(
-            f"quantize={quantize!r} does not work on {device.type}; use device='cpu', or no quantize."
-        )
-    if dtype == torch.float64:
-        raise SettingError(f"quantize={quantize!r} computes in float32, bfloat16 or float16, not float64.")
-    try:
-        import bitsandbytes  # noqa: F401
-    except Exception as error:  # a missing package, or a library it cannot load
-        raise SettingError(
-            f"quantize={quantize!r} needs bitsandbytes, which does not load here ({error}). "
-            "Install it (pip install bitsandbytes), or load without quantize."
-        ) from error
-    if quantize == "int8":
-        logging.getLogger("bitsandbytes.autograd._functions").addFilter(_no_word_of_casts)
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-
-
-def _no_word_of_casts(record: logging.LogRecord) -> bool:
-    """A filter for what bitsandbytes logs at every matrix product (the policy's notes say it once)."""
-    return "inputs will be cast" not in str(record.msg)
+    if plan.how is not None:
+        quantisation.mend(model, dtype)
+        quantisation.check(model.eval(), plan.how, notes)
+    return model if "device_map" in extra else model.to(device), plan.how
 
 
 def _why_not(name: str, error: Exception) -> str:
@@ -425,6 +389,18 @@ def load_adapter(model: torch.nn.Module, place: Place) -> torch.nn.Module:
         # trainable, but the tokens are.
         loaded.prompt_encoder[loaded.active_adapter].embedding.requires_grad_(True)
     return loaded
+
+
+def note_of_other_base(adapter: Place, how: quantisation.Record) -> list[str]:
+    """A note if an adapter that workbench saved was trained on a base held in another way."""
+    path = Path(adapter.name) / "workbench.json"
+    if not adapter.folder or not path.is_file():
+        return []
+    then = json.loads(path.read_text(encoding="utf-8")).get("quantize")
+    if then == how:
+        return []
+    said = [f"in {quantisation.name_of(h)}" if h else "not quantised" for h in (then, how)]
+    return [f"This adapter was trained on a base {said[0]}; here the base is {said[1]}, and says a little else."]
 
 
 def load_tokenizer(given: Place, base: Place) -> Any:

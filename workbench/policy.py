@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench import adapters, keys, scoring, worker
+from workbench import adapters, keys, quantisation, scoring, summary, worker
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.loading import Loaded, load_parts, quiet
 from workbench.sampling import decoder
@@ -31,7 +31,7 @@ SCORE_TOKENS = 16384
 @worker.on_worker
 def load(
     path_or_id: str | Path,
-    quantize: str | None = None,
+    quantize: str | Any | None = None,
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     revision: str | None = None,
@@ -40,8 +40,9 @@ def load(
     """A policy from "tiny" (the shipped model), a local folder, or a Hub id; whole models and PEFT adapters
     alike.
 
-    `quantize`: None, "nf4" or "int8" (bitsandbytes; only adapters train then). `dtype` "auto": bfloat16 on a
-    GPU that has it, else float32. `device` "auto": cuda, mps, cpu, whichever is there first. `revision`:
+    `quantize`: None, "nf4", "int8" or a `transformers.BitsAndBytesConfig` (whose compute dtype is `dtype`); only
+    adapters train then, see `quantisation`. A model saved by bitsandbytes is held as it was saved. `dtype` "auto":
+    bfloat16 on a GPU that has it, else float32. `device` "auto": cuda, mps, cpu, whichever is there first. `revision`:
     branch, tag or commit of a Hub model. `seed`: of what `attach` draws. Code in a model's repository is
     never run.
 
@@ -116,24 +117,14 @@ class Policy:
         return {**vars(self.origin), "adapter": adapter}
 
     def __repr__(self) -> str:
-        base = decoder.base_of(self.model)
-        total = sum(_count(p) for p in self.model.parameters())
-        trained = sum(t.numel() for t in self._now().values())
-        kind = "the whole model trains" if self.adapter is None else str(self.adapter.peft_type.value)
-        if self.adapter is None and self.origin.quantize:
-            kind = "nothing trains until an adapter is attached"
-        rank = getattr(self.adapter, "r", None)
-        rank = f" r={rank}" if isinstance(rank, int) else ""
-        quantize = f"{self.origin.quantize}, computing in " if self.origin.quantize else ""
-        lines = [
-            f"<Policy {self.origin.model} ({type(base).__name__})",
-            f"  parameters  {_short_number(total)}, of which {_short_number(trained)} train "
-            f"({100 * trained / max(total, 1):.3g} %)",
-            f"  adapter     {'none; ' if self.adapter is None else ''}{kind}{rank}",
-            f"  weights     {quantize}{self.origin.dtype} on {self.device}, held by: {self.holder}",
-            *(f"  note        {note}" for note in self.notes),
-        ]
-        return "\n".join(lines) + ">"
+        return summary.of(self)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights by what they are held in, adapter included, as in {"nf4": ..., "float32": ...}.
+
+        Gradients, the optimiser's two numbers per trained parameter and activations come on top.
+        """
+        return quantisation.memory(self.model)
 
     # ------------------------------------------------------------------ weights
 
@@ -156,13 +147,14 @@ class Policy:
             )
         if self.holder != START:
             raise SettingError(f"The model holds the weights of {self.holder!r}; call policy.reset() before attach.")
-        config = adapters.as_peft(config)
+        config = adapters.as_peft(config, bool(self.origin.quantize))
         devices = [self.device.index or 0] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(keys.torch_seed(keys.key(self.origin.seed, "attach")))
             try:
                 self.model = get_peft_model(self.model, config)
             except (ValueError, TypeError) as error:
+                adapters.take_off(self.model)
                 raise SettingError(
                     f"This adapter does not go on {self.origin.base}: {error}{self._layers(config)}"
                 ) from error
@@ -183,8 +175,8 @@ class Policy:
         """
         if self.origin.quantize and not self.has_adapter:
             raise SettingError(
-                f"The model is quantised ({self.origin.quantize}), and quantised weights cannot be trained. "
-                "Attach an adapter, policy.attach(wb.LoRA()), or load without quantize."
+                f"The model is quantised ({quantisation.name_of(self.origin.quantize)}), and quantised weights cannot "
+                "be trained. Attach an adapter, policy.attach(wb.LoRA()), or load without quantize."
             )
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad and p.is_floating_point()}
 
@@ -243,20 +235,22 @@ class Policy:
         temperature: float = 1.0,
         entropy: bool = True,
         needs: frozenset[str] = frozenset({"entropy"}),
+        lines: Sequence[int] | None = None,
     ) -> TokenScores:
         """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
 
         Results are (B, T) with T the longest scored part, differentiable unless under `torch.no_grad()`; see
         `scoring.TokenScores`. `temperature` divides the logits. `needs`: see `scoring.statistics`; without
-        "entropy" in it the entropy is a number to look at, which spares its graph. Raises DataError for a start
-        below 1.
+        "entropy" in it the entropy is a number to look at, which spares its graph. `lines`: sequences with the same
+        number are laid end to end (see `workbench.lines`). Raises DataError for a start below 1.
         """
-        batch = scoring.layout(sequences, starts, self.filler, self.device)
+        batch = scoring.layout(sequences, starts, self.filler, self.device, lines)
         return scoring.score(self._logits, batch, temperature, entropy, needs)
 
-    def _logits(self, ids: Tensor, keep: int) -> Tensor:
+    def _logits(self, ids: Tensor, keep: int, positions: Tensor | None = None) -> Tensor:
         # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
-        return decoder.last_logits(self.model, keep, input_ids=ids, use_cache=False)[0]
+        apart = {} if positions is None else {"position_ids": positions}
+        return decoder.last_logits(self.model, keep, input_ids=ids, use_cache=False, **apart)[0]
 
     @worker.on_worker
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], temperature: float = 1.0) -> Scores:
@@ -436,12 +430,26 @@ class Policy:
         """Writes the adapter in PEFT's format (or the whole model, if it has none) and the tokenizer. Returns
         the path.
 
-        The weights are those held now. The folder appears whole or not at all; an earlier save is replaced.
-        Raises SettingError if the folder holds anything else.
+        The weights are those held now. A model card (README.md) says what the policy is; that of `run.save` says how
+        it was trained, too. The folder appears whole or not at all; an earlier save is replaced, but a README.md that
+        was changed by hand is kept. Raises SettingError if the folder holds anything else.
         """
         from workbench import export
 
         return export.save(self, folder)
+
+    @worker.on_worker
+    def push(self, repo_id: str, run: Any = None, **how: Any) -> str:
+        """Uploads what `save` writes to the Hub, as the model repository `repo_id`; returns its URL.
+
+        `run`: the run whose weights to upload and whose record the card tells; None: the weights held now. Further:
+        `private=True` (of a new repository), `revision` (a branch), `commit_message`, `token`. What goes where, and how
+        much, is said before. Raises SettingError without a login or the right to write, RunError when the Hub cannot be
+        reached.
+        """
+        from workbench.sharing import push
+
+        return push.saved(self if run is None else run, repo_id, **how)
 
     @quiet()
     @worker.on_worker
@@ -472,15 +480,3 @@ def _batches(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
         batch.append(i)
     if batch:
         yield batch
-
-
-def _count(p: nn.Parameter) -> int:
-    state = getattr(p, "quant_state", None)  # a 4-bit weight stores two numbers a byte
-    return int(np.prod(state.shape)) if state is not None else p.numel()
-
-
-def _short_number(n: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if n >= size:
-            return f"{n / size:.3g}{unit}"
-    return str(n)

@@ -56,8 +56,11 @@ class LoRA:
         )
 
 
-def as_peft(config: Any):
-    """A fresh `peft.PeftConfig` for a causal LM, from a `LoRA` or any PeftConfig (which is left as it is)."""
+def as_peft(config: Any, quantized: bool = False):
+    """A fresh `peft.PeftConfig` for a causal LM, from a `LoRA` or any PeftConfig (which is left as it is).
+
+    Raises SettingError for what is none, or cannot sit on the base (`quantized`: held in 4 or 8 bits).
+    """
     from peft import PeftConfig, TaskType
 
     if isinstance(config, LoRA):
@@ -77,9 +80,25 @@ def as_peft(config: Any):
             "causal LM. "
             'Leave task_type out, or say "CAUSAL_LM".'
         )
+    if quantized and edits_base(config):
+        raise SettingError(
+            f"attach: init_lora_weights={config.init_lora_weights!r} changes the base's weights, and quantised ones "
+            "would be rounded again by it. Load without quantize, or leave init_lora_weights out."
+        )
     config.task_type = TaskType.CAUSAL_LM
     config.inference_mode = False
     return config
+
+
+def take_off(model: Any) -> None:
+    """Removes what an attach that failed half-way has left on the model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            model.set_submodule(name, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def edits_base(config: Any) -> bool:
