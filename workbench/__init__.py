@@ -26,11 +26,23 @@ _NAMES = {
     "task": "workbench.tasks",
     "sft": "workbench.launch",
     "dpo": "workbench.launch",
+    "cpo": "workbench.launch",
+    "orpo": "workbench.launch",
+    "kto": "workbench.launch",
     "grpo": "workbench.launch",
-    "open": "workbench.launch:open_run",
-    "resume": "workbench.launch",
-    "runs": "workbench.launch",
+    "rloo": "workbench.launch",
+    "open": "workbench.resuming:open_run",
+    "resume": "workbench.resuming",
+    "runs": "workbench.resuming",
+    "rewards": "workbench.rewards:",
+    "evaluate": "workbench.evaluate_policy",
     "Run": "workbench.run",
+    "metric": "workbench.glossary",
+    "metrics": "workbench.glossary",
+    "Tracker": "workbench.tracking",
+    "Wandb": "workbench.tracking.wandb",
+    "TensorBoard": "workbench.tracking.tensorboard",
+    "Trackio": "workbench.tracking.trackio",
     "WorkbenchError": "workbench.errors",
     "SettingError": "workbench.errors",
     "DataError": "workbench.errors",
@@ -38,7 +50,7 @@ _NAMES = {
     "StoreError": "workbench.errors",
     "RunError": "workbench.errors",
 }
-"""public name -> the module that has it (`module:name` where it is called differently there)"""
+"""public name -> the module that has it (`module:name`: as another name there; `module:`: the module itself)"""
 
 __all__ = [*_NAMES, "__version__"]
 
@@ -48,8 +60,10 @@ def __getattr__(name: str) -> Any:
         from workbench.errors import did_you_mean
 
         raise AttributeError(f"workbench has no {name!r}.{did_you_mean(name, _NAMES)}")
-    module, _, attribute = _NAMES[name].partition(":")
-    value = getattr(import_module(module), attribute or name)
+    module, colon, attribute = _NAMES[name].partition(":")
+    value = import_module(module)
+    if attribute or not colon:
+        value = getattr(value, attribute or name)
     globals()[name] = value
     return value
 

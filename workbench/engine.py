@@ -27,6 +27,7 @@ from workbench.settings import Settings
 from workbench.snapshots import Snapshots
 from workbench.state import State
 from workbench.store import Store
+from workbench.tracking import Tracking
 
 MEMORY_BUDGET = 2**30
 """bytes of past states kept in memory: going back to one of them costs no replay"""
@@ -73,6 +74,7 @@ class Engine:
         """seconds of the steps made so far, for the time limit"""
         self._loop: Iterator[Step] | None = None
         self._context: Context | None = None
+        self.tracking = Tracking(folder, writer=lambda: self.store)
 
     # -- beginning -------------------------------------------------------------------------------------------
 
@@ -99,6 +101,7 @@ class Engine:
         store.publish()
         self.store = store
         self._remember()
+        self.tracking.ring()
 
     # -- stepping --------------------------------------------------------------------------------------------
 
@@ -156,7 +159,14 @@ class Engine:
 
     def _context_for(self, live: Live, stored: Replay | None = None) -> Context:
         return Context(
-            self.policy, live.settings, live.data, live.eval_data, self._reference, stored, check=worker.check
+            self.policy,
+            live.settings,
+            live.data,
+            live.eval_data,
+            self._reference,
+            self.state,
+            stored,
+            check=worker.check,
         )
 
     def _commit(self, step: Step) -> None:
@@ -176,6 +186,7 @@ class Engine:
         """What follows a commit: the step stands, whatever happens here."""
         self.spent += step.seconds
         self._remember()
+        self.tracking.ring()
         if step.index % self.settings.snapshot_steps == 0 or step.index >= self.settings.steps:
             self.save_snapshot()
 
@@ -248,11 +259,13 @@ class Engine:
         rollouts = self.store.load_rollouts(index, self.branch) if self.method.takes == "task" else None
         torch.set_num_threads(record["threads"])
         context = self._context_for(self._live_at(index), Replay(rollouts, record["plan"]))
+        context.state = state
         loop = self.method.loop(state, context)
         with self.policy.holding(state.params):
             made = next(loop)
         loop.close()
-        state.step = index
+        # What followed from sampling (a cursor over prompts) is not made again by a replay: the record has it.
+        state.step, state.json = index, record["state"]
         self._compare(made, self.store.step_metrics(index, self.branch))
 
     def _compare(self, made: Step, stored: dict[str, float]) -> None:

@@ -26,6 +26,7 @@ def preview(engine: Engine, data: Any) -> tuple[Any, dict[str, Any]]:
 def complete(engine: Engine, rollouts: Any) -> Any:
     """Given Rollouts with ids filled in and rewards known. Raises DataError where lengths do not fit."""
     from workbench import tokenise
+    from workbench.methods.rl_batch import add_overlong
     from workbench.sampling.rollouts import Rollouts
 
     if not isinstance(rollouts, Rollouts):
@@ -46,16 +47,21 @@ def complete(engine: Engine, rollouts: Any) -> Any:
     if made.reward is None:
         table = engine.live.data.task.score(made.prompt, made.text, made.ids, made.columns)
         made.rewards, made.reward = table.parts, table.total
+        add_overlong(made, engine.settings)
     return made
 
 
 def rescore(store: Store, functions: Any, weights: Any) -> pd.DataFrame:
-    """See `Run.rescore`."""
+    """See `Run.rescore`. The advantages are those of the run's own estimator and settings at each step, the punishment
+    of overlong completions included; of a KL in the reward nothing is known without the model, so it is left out."""
     import numpy as np
     import pandas as pd
-    import torch
 
-    from workbench.advantages import group_relative
+    from workbench.methods.rl_batch import add_overlong, advantages_of
+    from workbench.sampling.rollouts import Rollouts
+    from workbench.settings import known, make
+
+    method = store.get("method")
 
     rows = store.rows("train")
     if store.get("data")["kind"] != "task":
@@ -70,12 +76,15 @@ def rescore(store: Store, functions: Any, weights: Any) -> pd.DataFrame:
         each = [rows[i] for i in stored["row"]]
         columns = {name: [row.get(name) for row in each] for name in task.rows.columns if name != "prompt"}
         table = task.score([row["prompt"] for row in each], list(stored["completion"]), ids, columns)
-        scale = store.settings(step)["scale_rewards"]
-        advantage, _ = group_relative(torch.from_numpy(table.total.copy()), list(stored["group_id"]), scale)
+        settings = make(method, known(method, store.settings(step)))
+        scored = Rollouts([""] * len(ids), [""] * len(ids), ids=ids, group=list(stored["group_id"]))
+        scored.rewards, scored.reward = table.parts, table.total
+        add_overlong(scored, settings)
+        advantage = advantages_of(scored, settings, dict(zip(task.reward_names, task.weights, strict=True)))
         kept = stored[["id", "step", "group_id", "prompt", "completion", "reward", "advantage"]]
-        frame = kept.assign(new_reward=table.total, new_advantage=advantage.numpy())
+        frame = kept.assign(new_reward=scored.reward, new_advantage=advantage)
         frame["flips"] = np.sign(frame["advantage"]) * np.sign(frame["new_advantage"]) < 0
-        for name, values in table.parts.items():
+        for name, values in scored.rewards.items():
             frame[f"new_rewards/{name}"] = values
         frames.append(frame)
     order = [

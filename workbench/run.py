@@ -184,11 +184,12 @@ class Run:
 
         Raises SettingError or DataError at once, and changes nothing, when a value cannot be used.
         """
-        from workbench import launch
+        from workbench import launch, update
 
         self._writable()
         self._ready()
-        launch.check_change(self.engine.method.name, self.engine.live, settings, rewards, weights)
+        live, _ = launch.check_change(self.engine.method.name, self.engine.live, settings, rewards, weights)
+        worker.call(update.check, self.engine.policy, live.settings)
         if self.running:
             self._background.changes.append((settings, rewards, weights))
         else:
@@ -206,11 +207,37 @@ class Run:
     def fork(self, step: int | None = None, *, out: str | os.PathLike | None = None, **changes: Any) -> Run:
         """A new run that goes on from the state after `step` (default: the last), with `changes` to its settings,
         `rewards` or `weights`. Its store names its parent; its steps count on from there."""
-        from workbench import launch
+        from workbench import resuming
 
         self._writable()
         self._ready()
-        return worker.call(launch.fork, self, self.step if step is None else int(step), out, changes)
+        return worker.call(resuming.fork, self, self.step if step is None else int(step), out, changes)
+
+    def track(self, *trackers: Any) -> Run:
+        """Follow the run with more trackers: "wandb", "tensorboard", "trackio", or a `wb.Tracker`.
+
+        They get all steps there are, and go on when the run is resumed or forked. On a run opened to look at
+        (`wb.open`) what it holds is sent now, and this returns when it is; then a tracker that fails raises RunError.
+        Raises SettingError for a tracker that cannot be used here.
+        """
+        from workbench import tracking
+
+        made = tracking.trackers(list(trackers))
+        if self.engine is None:
+            tracking.replay(self.folder, made)
+            return self
+        self._writable()
+        self._ready()
+        store = self.engine.store
+        worker.call(store.set_meta, tracking=[*store.get("tracking", []), *tracking.record(made)])
+        for tracker in made:
+            self.engine.tracking.add(tracker).ring()
+        return self
+
+    @property
+    def tracking(self) -> Any:
+        """The trackers that follow the run: `run.tracking.wait()` returns when they have all there is."""
+        return self.engine.tracking if self.engine is not None else None
 
     # -- looking without training ----------------------------------------------------------------------------
 
@@ -232,10 +259,47 @@ class Run:
 
         One row a rollout of this branch: id, step, group_id, prompt, completion, reward, new_reward, advantage,
         new_advantage, flips (the advantage changes sign), and a column for each new reward function.
+        Advantages are by the run's own estimator and settings at each step. A KL in the reward (`kl_in_reward`) would
+        need the model, and is left out of the new ones.
         """
         from workbench import looking
 
         return worker.call(looking.rescore, self.store, rewards, weights)
+
+    # -- sharing ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write the adapter as it is after the last step (see `policy.save`), with a model card that tells the run,
+        its curves as a picture, and the run as a script (`train.py`, without the rows)."""
+        from workbench import export
+        from workbench.sharing import script
+
+        def write() -> Path:
+            engine = self.engine
+            with engine.policy.holding(engine.state.params, self.name):
+                return export.save(engine.policy, folder, self.store, text)
+
+        self._writable()
+        self._ready()
+        text = script.write(self)
+        return worker.call(write)
+
+    def push(self, repo_id: str, **how: Any) -> str:
+        """Upload what `save` writes to the Hub; see `policy.push`. Returns the URL."""
+        from workbench.sharing import push
+
+        return push.saved(self, repo_id, **how)
+
+    def script(self, path: str | os.PathLike | None = None) -> str:
+        """The run as a plain Python script for another machine: its policy, data, settings, rewards and changes.
+
+        With `path` it is written there, and rows that were given in memory as JSON lines beside it. It makes the steps
+        of the line that stands, without what a rewind gave up. Reward functions of a notebook are written down with
+        what they use; where that cannot be, the script has a marked place for them, which stops with words.
+        """
+        from workbench.sharing import script
+
+        return script.write(self, None if path is None else Path(path))
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -328,6 +392,8 @@ class Run:
 
     def _set_status(self, status: str) -> None:
         worker.call(self.engine.store.set_meta, status=status)
+        if status in ("finished", "stopped"):
+            self.engine.tracking.finish(status)
 
     def _failed(self, error: BaseException) -> None:
         """Note the error in the store; the run can go on from its last whole step."""
@@ -337,6 +403,7 @@ class Run:
         try:
             worker.call(self.engine.store.set_meta, status="failed")
             worker.call(self.engine.store.add_event, self.step, self.engine.branch, "error", message=said)
+            self.engine.tracking.finish("failed")
         except StoreError as also:
             print(f"{self.name}: the error could not be noted in the store either: {also}", file=sys.stderr)
 
