@@ -9,7 +9,7 @@ import torch
 
 from workbench.objectives import finish, least_of, most_of
 from workbench.objectives.preference import objective
-from workbench.objectives.supervised import nll
+from workbench.objectives.supervised import weighted
 from workbench.scoring import TokenScores
 
 
@@ -32,16 +32,16 @@ def column(*values) -> torch.Tensor:
 def test_nll_by_hand():
     # trained tokens -1, -2, -4; the -9 is context, the last 0 padding
     given = scores([[-1.0, -2.0], [-4.0, -9.0]], entropy=[[1.0, 2.0], [6.0, 50.0]], top1=[[1, 0], [0, 1]])
-    loss, metrics = nll(given, {"weight": column([1, 1], [1, 0])}, {"tokens": 3.0})
+    loss, metrics = weighted(given, {"weight": column([1, 1], [1, 0])}, {"tokens": 3.0})
     assert loss.item() == pytest.approx((1 + 2 + 4) / 3)
-    assert finish(metrics) == pytest.approx({"mean_token_accuracy": 1 / 3, "entropy": 3.0})
+    assert finish(metrics) == pytest.approx({"mean_token_accuracy": 1 / 3, "entropy": 3.0, "nll": 7 / 3})
     loss.backward()
     assert given.logprob.grad.tolist() == [[pytest.approx(-1 / 3)] * 2, [pytest.approx(-1 / 3), 0.0]]
 
 
 def test_nll_weights_count_in_the_sum_and_not_in_the_number_of_tokens():
     given = scores([[-1.0, -2.0, -4.0]])
-    loss, metrics = nll(given, {"weight": column([0.5, 3, 1])}, {"tokens": 3.0})
+    loss, metrics = weighted(given, {"weight": column([0.5, 3, 1])}, {"tokens": 3.0})
     assert loss.item() == pytest.approx((0.5 + 6 + 4) / 3)
     assert metrics["entropy"][1].item() == 3
 

@@ -270,6 +270,7 @@ VARIANTS = [
     {"mask_truncated_completions": True} | KL,
     {"mask_truncated_completions": True, "loss_type": "grpo"},
     {"mask_truncated_completions": True, "loss_type": "bnpo", "temperature": 1.3} | KL,
+    {"entropy_coef": 0.1, "temperature": 0.7},
 ]
 
 
@@ -380,7 +381,7 @@ RUNS = [
 def test_grpo_run(policy, home, tmp_path, monkeypatch, settings):
     from trl.trainer import grpo_trainer as module
 
-    from workbench.methods.grpo import split
+    from workbench.methods.rl_batch import split
 
     parts = settings["steps_per_generation"]
     updates = settings["num_iterations"] * parts

@@ -75,8 +75,3 @@ def weighted(
         "nll": mean_over(-scores.logprob, trained),
     }
     return total, metrics
-
-
-def nll(scores, columns: Mapping[str, Tensor], totals: Mapping[str, float]) -> tuple[Tensor, Metrics]:
-    """loss = sum over tokens of weight * nll / number of trained tokens of the update: TRL's `loss_type="nll"`."""
-    return weighted(scores, columns, totals)

@@ -54,13 +54,15 @@ class Chart:
 PANELS: dict[str, tuple[Panel, ...]] = {
     "grpo": (
         Panel("Reward", "reward", ("reward", "rewards/*/mean"), band="reward_std", always=True),
-        Panel("Held-out tasks solved", "share", ("eval/accuracy", "eval/pass@*"), 0, 1),
+        Panel("Held-out tasks solved", "share", ("eval/accuracy", "eval/pass@*", "eval/maj@*"), 0, 1),
         Panel("Entropy", "nats per token", ("entropy", "eval/entropy"), always=True),
         Panel("Completion length", "tokens", ("completions/mean_length", "eval/completions/mean_length"), always=True),
         Panel(
             "Dead groups and cut-off completions",
             "share",
-            ("frac_reward_zero_std", "completions/clipped_ratio", "eval/completions/clipped_ratio"),
+            (
+                "frac_reward_zero_std", "completions/clipped_ratio", "eval/completions/clipped_ratio", "sampling/yield",
+            ),
             0, 1, always=True,
         ),
         Panel("KL to the reference", "nats per token", ("kl",)),
@@ -73,6 +75,29 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("Pairs ranked right", "share", ("rewards/accuracies", "eval/rewards/accuracies"), 0, 1, always=True),
         Panel("Log-probability of the answers", "nats per answer", ("logps/chosen", "logps/rejected"), always=True),
         Panel("Loss", "nats per pair", ("loss", "eval/loss"), always=True),
+        Panel("Parts of the loss", "loss, before its weight", ("loss/*",)),
+        Panel(
+            "Held-out implicit rewards", "beta × nats per answer",
+            ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected"),
+        ),
+        Panel("Entropy", "nats per token", ("entropy", "eval/entropy")),
+    ),
+    "orpo": (
+        Panel("Log-odds of chosen over rejected", "nats", ("log_odds_chosen", "eval/log_odds_chosen"), always=True),
+        Panel("Pairs ranked right", "share", ("rewards/accuracies", "eval/rewards/accuracies"), 0, 1, always=True),
+        Panel("Log-probability of the answers", "nats per token", ("logps/chosen", "logps/rejected"), always=True),
+        Panel("Loss", "nats", ("loss", "eval/loss"), always=True),
+        Panel("Likelihood of the chosen text", "nats per token", ("nll_loss", "eval/nll_loss"), always=True),
+        Panel("Entropy", "nats per token", ("entropy", "eval/entropy")),
+    ),
+    "kto": (
+        Panel(
+            "Implicit rewards", "beta × nats per answer",
+            ("rewards/margins", "rewards/chosen", "rewards/rejected"), always=True,
+        ),
+        Panel("Baseline: estimate of the KL", "nats per answer", ("kl", "eval/kl"), always=True),
+        Panel("Log-probability of the answers", "nats per answer", ("logps/chosen", "logps/rejected"), always=True),
+        Panel("Loss", "loss per answer", ("loss", "eval/loss"), always=True),
         Panel(
             "Held-out implicit rewards", "beta × nats per answer",
             ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected"),
@@ -87,13 +112,15 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("Entropy", "nats per token", ("entropy", "eval/entropy"), always=True),
     ),
 }  # fmt: skip
+PANELS["cpo"] = PANELS["dpo"]
 
 
 UNITS = {
     "num_tokens": "tokens", "completions/": "tokens", "eval/completions/": "tokens", "learning_rate": "learning rate",
     "grad_norm": "norm", "clip_ratio/": "share", "frac_": "share", "rewards/": "reward", "eval/reward": "reward",
-    "logps/": "nats per answer", "entropy": "nats per token", "kl": "nats per token", "sampling/": "nats",
-    "loss": "loss",
+    "logps/": "nats per answer", "entropy_coef": "coefficient", "entropy": "nats per token", "kl": "nats per token",
+    "sampling/rounds": "rounds", "sampling/importance": "weight", "sampling/": "nats", "cispo_clip_ratio": "share",
+    "vespo/": "weight", "policy_loss": "loss", "loss": "loss",
 }  # fmt: skip
 """of metrics that stand in no panel, by the beginning of their name"""
 

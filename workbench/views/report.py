@@ -29,8 +29,10 @@ HERE = Path(__file__).parent
 HEADLINES = {
     "grpo": (("eval/accuracy", "Held-out accuracy"), ("reward", "Reward")),
     "dpo": (("eval/rewards/accuracies", "Held-out pairs ranked right"), ("rewards/accuracies", "Pairs ranked right")),
+    "kto": (("eval/rewards/margins", "Held-out reward margin"), ("rewards/margins", "Reward margin")),
     "sft": (("eval/loss", "Held-out loss"), ("loss", "Loss")),
 }
+HEADLINES["cpo"] = HEADLINES["orpo"] = HEADLINES["dpo"]
 SHOWN_META = ("policy", "data", "versions", "parent")
 
 

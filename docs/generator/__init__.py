@@ -1,0 +1,1 @@
+"""The generator of the pages in docs/: `make docs`, or `python -m docs.generator`."""
