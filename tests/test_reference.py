@@ -113,9 +113,8 @@ def test_the_reference_becomes_the_adapter_with_alpha_one(tmp_path):
     assert run.gradients(rows_for("dpo")).loss == pytest.approx(math.log(2), abs=1e-6)
     assert run.metrics.loc[2, "eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
     before = run.metrics
-    run.set(ref_model_mixup_alpha=0.5)
     with pytest.raises(SettingError, match="does not. Set ref_model_mixup_alpha=1.0"):
-        run.run(1)
+        run.set(ref_model_mixup_alpha=0.5)
     assert_same_metrics(run.metrics, before)
     run.set(sync_ref_model=False, precompute_ref_log_probs=True)  # it stays where it is, and is no longer the beginning
     run.run(1)

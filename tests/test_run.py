@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -418,3 +419,20 @@ def test_ctrl_c_before_step_0_is_whole(policy, tmp_path, monkeypatch, capsys):
         assert run.run() is run
     assert "before its step 0" in capsys.readouterr().out
     assert run.run(1).step == 1
+
+
+def test_a_warning_from_the_worker_stands_at_the_users_line(tmp_path):
+    policy = tiny_policy(tmp_path / "model", lora=True)
+    rows = [{"prompt": "a", "chosen": " b", "rejected": " b"}] * 2  # pairs that teach nothing
+    with pytest.warns(UserWarning, match="the pair teaches nothing") as caught:
+        wb.dpo(policy, rows, out=tmp_path / "run")
+    assert [Path(said.filename).name for said in caught] == [Path(__file__).name]
+
+
+def test_a_fork_with_another_loss_is_evaluated_by_it_from_its_first_step(tmp_path):
+    run = make_run("dpo", tmp_path, eval_dataset=rows_for("dpo", 4), steps=2, eval_steps=1).run()
+    fork = run.fork(1, loss_type="ipo")
+    assert fork.metrics.loc[1, "loss"] == run.metrics.loc[1, "loss"]  # what was trained is what was trained
+    assert fork.metrics.loc[1, "eval/loss"] != run.metrics.loc[1, "eval/loss"]
+    assert fork.metrics.loc[1, "eval/rewards/margins"] == run.metrics.loc[1, "eval/rewards/margins"]
+    assert run.fork(1).metrics.loc[1].to_dict() == run.metrics.loc[1].to_dict()

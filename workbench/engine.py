@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -70,6 +69,8 @@ class Engine:
         self.branch = 0
         self.first: dict[str, Any] | None = None
         """metrics of the first step, for a fork, whose first step is its parent's"""
+        self.evaluates_anew = False
+        """whether a fork evaluates that step itself: its settings may say other numbers than its parent's"""
         self.spent = 0.0
         """seconds of the steps made so far, for the time limit"""
         self._loop: Iterator[Step] | None = None
@@ -84,7 +85,9 @@ class Engine:
         if not self.snapshots.reference.exists():
             State(self.state.params).save(self.snapshots.reference)
         started = time.perf_counter()
-        metrics = self._evaluate(self.live) if self.first is None else self.first
+        metrics = dict(self.first or {})
+        if self.first is None or self.evaluates_anew:
+            metrics |= self._evaluate(self.live)
         store = Store.create(self.folder, meta)
         for name, items in rows.items():
             store.add_rows(name, items)
@@ -276,7 +279,7 @@ class Engine:
             said = f"Replaying step {made.index} of {self.folder.name} gave {name} {now!r}; the record says {before!r}."
             if not math.isclose(before, now, rel_tol=1e-2, abs_tol=1e-4):
                 raise RunError(f"{said} The weights, the data or the libraries are not those of the run.")
-            warnings.warn(f"{said} Another machine or library version? The run goes on from here.", stacklevel=2)
+            worker.warn(f"{said} Another machine or library version? The run goes on from here.")
 
     def rewind(self, step: int) -> None:
         """Go back to the state after `step`; what came later stays in the store as an abandoned branch."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import time
-import warnings
 from importlib.metadata import version
 from typing import Any
 
-from workbench import methods, update
+from workbench import methods, update, worker
 from workbench.data import Rows
 from workbench.data import rows as read_rows
 from workbench.errors import DataError
+from workbench.methods import reference
 from workbench.policy import Policy
 from workbench.tasks import Task, rebuild
 
@@ -59,6 +59,12 @@ def unspec(spec: dict[str, Any], rows: list[dict], rewards: Any) -> Rows | Task:
     return rebuild(spec["task"], rows, rewards) if spec["kind"] == "task" else read_rows(rows)
 
 
+def check(policy: Policy, settings: Any) -> None:
+    """Raises SettingError, before any work, for settings that this model, adapter or machine cannot do."""
+    update.check(policy, settings)
+    reference.check(policy, settings)
+
+
 def prepared(
     method: methods.Method, policy: Policy, source: Rows | Task, held_out: Rows | Task | None, settings
 ) -> tuple[Any, Any]:
@@ -67,11 +73,11 @@ def prepared(
 
 
 def prepare(method: methods.Method, policy: Policy, source: Rows | Task, settings, what: str) -> Any:
-    update.check(policy, settings)
+    check(policy, settings)
     prepared = method.prepare(policy.tokenizer, source, settings)
     report = getattr(prepared, "report", None)
     if report is not None and not report.ok:
-        warnings.warn(f"wb.{method.name}, {what}: " + "\n  ".join(report.lines()), stacklevel=2)
+        worker.warn(f"wb.{method.name}, {what}: " + "\n  ".join(report.lines()))
     return prepared
 
 

@@ -6,7 +6,6 @@ Settings and data are checked here, before a folder is made or a weight is touch
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from workbench import settings as settings_of
 from workbench.data import Rows
 from workbench.engine import Engine, Live
 from workbench.errors import SettingError
-from workbench.methods import reference, rl_batch
+from workbench.methods import rl_batch
 from workbench.methods.grpo import Prompts
 from workbench.policy import Policy
 from workbench.run import Run
@@ -163,7 +162,7 @@ def launch(
     method = methods.get(name)
     settings = settings_of.make(name, given)
     for said in settings.unread(given):
-        warnings.warn(f"wb.{name}: {said}", stacklevel=3)
+        worker.warn(f"wb.{name}: {said}")
     if settings.eval_steps is not None and eval_dataset is None:
         raise SettingError(
             f"wb.{name}: eval_steps={settings.eval_steps} needs eval_dataset=..., the held-out rows or task."
@@ -185,10 +184,9 @@ def _launch(
 ) -> Run:
     if not policy.trainable():
         raise SettingError("Nothing in the policy can be trained. Attach an adapter: policy.attach(wb.LoRA()).")
-    reference.check(policy, settings)
     live = Live(settings, *inputs.prepared(method, policy, source, held_out, settings))
     if said := method.notice(live.data, settings):
-        warnings.warn(f"wb.{method.name}: {said}", stacklevel=2)
+        worker.warn(f"wb.{method.name}: {said}")
     if others := folders.running():
         print(f"Still going on in the background, and sharing the machine with this run: {', '.join(others)}.")
     folder = folders.claim(out)
@@ -223,7 +221,7 @@ def check_change(
     if settings:
         made = settings_of.make(method, settings, base=live.settings)
         for said in made.unread(settings):
-            warnings.warn(f"wb.{method}: {said}", stacklevel=3)
+            worker.warn(f"wb.{method}: {said}")
         before, after = asdict(live.settings), asdict(made)
         payload["settings"] = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
         if changed := sorted(settings_of.fixed(method) & payload["settings"].keys()):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from workbench import quantisation
+from workbench import quantisation, worker
 from workbench.errors import DataError, SettingError, did_you_mean
 
 SHIPPED = Path(__file__).parent / "models" / "tiny"
@@ -106,7 +106,7 @@ def load_parts(
     model.eval()
     for note in notes:
         if note.startswith("!"):
-            warnings.warn(note[1:], UserWarning, stacklevel=3)
+            worker.warn(note[1:])
     return Loaded(
         model=model,
         tokenizer=tokenizer,

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import folders, inputs, methods, tracking, update, worker
+from workbench import folders, inputs, methods, tracking, worker
 from workbench import settings as settings_of
 from workbench.data import Rows
 from workbench.data import rows as read_rows
@@ -35,11 +35,12 @@ def fork(run: Run, step: int, out: str | os.PathLike | None, changes: dict[str, 
     if changes:
         settings = {k: v for k, v in changes.items() if k not in ("rewards", "weights")}
         live, _ = check_change(parent.method.name, live, settings, changes.get("rewards"), changes.get("weights"))
-        update.check(parent.policy, live.settings)
+        inputs.check(parent.policy, live.settings)
     folder = folders.claim(out or run.folder.with_name(f"{run.name}-fork"))
     shutil.copyfile(parent.snapshots.reference, folder / "snapshots" / parent.snapshots.reference.name)
     engine = Engine(parent.method, parent.policy, live, folder, state)
     engine.first = parent.store.step_metrics(step, parent.branch)
+    engine.evaluates_anew = bool(changes) and any(name.startswith("eval/") for name in engine.first)
     meta = parent.store.meta
     meta |= {"name": folder.name, "settings": asdict(live.settings)} | inputs.circumstances()
     meta["parent"] = {"folder": str(run.folder.resolve()), "name": run.name, "step": step, "branch": home}

@@ -184,12 +184,12 @@ class Run:
 
         Raises SettingError or DataError at once, and changes nothing, when a value cannot be used.
         """
-        from workbench import launch, update
+        from workbench import inputs, launch
 
         self._writable()
         self._ready()
         live, _ = launch.check_change(self.engine.method.name, self.engine.live, settings, rewards, weights)
-        worker.call(update.check, self.engine.policy, live.settings)
+        worker.call(inputs.check, self.engine.policy, live.settings)
         if self.running:
             self._background.changes.append((settings, rewards, weights))
         else:

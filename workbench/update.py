@@ -5,7 +5,6 @@ Normalisers are global to the update, so how its rows are split into micro-batch
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import lines, objectives, optimiser, recompute
+from workbench import lines, objectives, optimiser, recompute, worker
 from workbench.errors import RunError, SettingError
 from workbench.keys import key, torch_seed
 from workbench.schedule import learning_rate
@@ -281,10 +280,9 @@ def check(policy, settings: Settings) -> None:
             " other (so do state spaces and adapters with virtual tokens). Leave it out: rows are padded then."
         )
     if getattr(settings, "packing", False) and settings.packing_strategy != "wrapped" and not lines.kept_apart(policy):
-        warnings.warn(
+        worker.warn(
             f"packing: {policy.origin.model} cannot keep rows of one pack apart, so each is padded instead: the same"
-            " updates and numbers, no time saved.",
-            stacklevel=2,
+            " updates and numbers, no time saved."
         )
 
 

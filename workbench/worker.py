@@ -11,18 +11,25 @@ import atexit
 import functools
 import os
 import queue
+import sys
 import threading
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from workbench.errors import Interrupted
 
+PACKAGE = str(Path(__file__).parent)
+
 
 class Job:
-    """A call waiting for the worker, and its result."""
+    """A call waiting for the worker, and its result; `awaited` by a caller, who passes its warnings on."""
 
-    def __init__(self, call: Callable[[], Any]):
+    def __init__(self, call: Callable[[], Any], awaited: bool = False):
         self.call = call
+        self.awaited = awaited
+        self.warnings: list[str] = []
         self.cancelled = threading.Event()
         self.done = threading.Event()
         self.result: Any = None
@@ -90,9 +97,9 @@ def on_thread() -> bool:
     return _worker is not None and threading.current_thread() is _worker.thread
 
 
-def submit(call: Callable[[], Any]) -> Job:
+def submit(call: Callable[[], Any], awaited: bool = False) -> Job:
     """Queue `call` and return its job at once."""
-    job = Job(call)
+    job = Job(call, awaited)
     _get().jobs.put(job)
     return job
 
@@ -108,6 +115,9 @@ def wait(job: Job) -> Any:
         while not job.done.wait(0.5):
             pass
         raise
+    finally:
+        for message in job.warnings:
+            warn(message)
     return job.outcome()
 
 
@@ -115,7 +125,19 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run `function` on the worker and return its result; code already on the worker runs inline."""
     if on_thread():
         return function(*args, **kwargs)
-    return wait(submit(lambda: function(*args, **kwargs)))
+    return wait(submit(lambda: function(*args, **kwargs), awaited=True))
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the user's own line, also from the worker: there it is left to the caller who waits."""
+    job = _worker.current if on_thread() else None
+    if job is not None and job.awaited:
+        job.warnings.append(message)
+        return
+    level, frame = 1, sys._getframe(0)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def on_worker(function):
@@ -145,8 +167,6 @@ def _shell():
 
 def cell_parent() -> Any:
     """The message of the cell that is running, so that the worker's prints can appear under it."""
-    import sys
-
     shell = _shell() if "IPython" in sys.modules else None
     return shell.get_parent() if shell is not None and hasattr(shell, "get_parent") else None
 

@@ -41,7 +41,6 @@ def prepare(tokenizer, rows, settings) -> PairData:
 
 
 def loop(state: State, ctx: Context) -> Iterator[Step]:
-    reference.check(ctx.policy, ctx.settings)
     while state.step < ctx.settings.steps:
         index = state.step + 1
         rows = [row for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]

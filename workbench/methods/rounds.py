@@ -8,12 +8,10 @@ authors' code does; groups beyond the wanted number are dropped.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 
-from workbench import advantages
+from workbench import advantages, worker
 from workbench.methods.context import Context, count_tokens
 from workbench.methods.evaluate import join, sample, score
 from workbench.methods.rl_batch import add_overlong
@@ -52,11 +50,10 @@ def gather(state: State, ctx: Context, index: int) -> tuple[Rollouts, dict[str, 
         return everything, metrics
     sampled = len(set(everything.group))
     if not alive:
-        warnings.warn(
+        worker.warn(
             f"Step {index}: dynamic_sampling found no group whose rewards differ among {sampled} groups in"
             f" {len(rounds)} rounds, so this step trains on groups that teach nothing. Is the reward constant, or is"
-            " every prompt far too easy or too hard?",
-            stacklevel=2,
+            " every prompt far too easy or too hard?"
         )
     kept = min(len(alive), settings.prompts_per_step)
     metrics |= {"sampling/yield": kept / sampled, "sampling/rounds": float(len(rounds))}

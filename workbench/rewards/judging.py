@@ -14,7 +14,6 @@ import math
 import os
 import re
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -173,10 +172,9 @@ class judge(Named, _Memory):
             log_extra(f"{self.name}_answer", [reply.text for reply in replies])
         for kind, count in missing.items():
             first = next(reason for _, found_kind, reason in found if found_kind == kind)
-            warnings.warn(
+            worker.warn(
                 f"{self.name}: no score for {count} of {len(found)} completions, counted as None: {KINDS[kind]} "
-                f"(first: {first}).",
-                stacklevel=2,
+                f"(first: {first})."
             )
         return [reward for reward, _, _ in found]
 

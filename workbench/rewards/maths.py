@@ -7,10 +7,10 @@ it runs in one long-lived process of its own (`killable`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from workbench import worker
 from workbench.errors import RewardError
 from workbench.rewards.killable import Killable, StartError, Unanswered
 from workbench.rewards.text import boxed, completion_text
@@ -83,10 +83,9 @@ def _judged(
     if log_metric is not None:
         log_metric(f"rewards/{name}/unanswered", len(reasons))
     if reasons:
-        warnings.warn(
+        worker.warn(
             f"{name}: no verdict for {len(reasons)} of {len(rewards)} completions, counted as None "
-            f"(first: {reasons[0]}).",
-            stacklevel=3,
+            f"(first: {reasons[0]})."
         )
     return rewards
 
