@@ -24,18 +24,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
-LESSON_SECONDS = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give a notebook the time a lesson takes; nbmake's own limit is for one cell.
-
-    Browser tests come last: playwright leaves a running event loop in the main thread.
-    """
+    """Browser tests come last: playwright leaves a running event loop in the main thread."""
     items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
-    for item in items:
-        if item.path.suffix == ".ipynb":
-            item.add_marker(pytest.mark.timeout(LESSON_SECONDS))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

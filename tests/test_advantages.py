@@ -141,6 +141,26 @@ def test_normalised_advantages():
     # without a baseline: mean 2, std sqrt(2)
     settings["advantage_estimator"] = "none"
     assert estimated([1, NAN, 3], **settings) == pytest.approx([-size, 0, size])
+    # in the group, undivided: 1, -1 and nothing again
+    settings |= {"advantage_estimator": "group", "scale_rewards": "none"}
+    assert estimated([3, 1, NAN], **settings) == pytest.approx([size, -size, 0])
+    assert estimated([NAN, NAN], **settings) == [0, 0]
+
+
+WHITENED = [
+    {"normalize_advantages": True},
+    {"normalize_advantages": True, "advantage_estimator": "rloo"},
+    {"multi_objective_aggregation": "normalize_then_sum"},
+]
+
+
+@pytest.mark.parametrize("settings", WHITENED, ids=str)
+def test_equal_rewards_teach_nothing_after_whitening(settings):
+    """The mean over the batch is 0 but for rounding, which must not give a group of equals a sign."""
+    reward = [1.1, -0.2, 0.25, 0.3, *[0.85] * 4, NAN, 2.05, -1.0, 0.75]
+    found = estimated(reward, [0] * 4 + [1] * 4 + [2] * 4, [[r] for r in reward], [1.0], **settings)
+    assert found[4:9] == [0] * 5 and found[0] > 0.5
+    assert sum(found) == pytest.approx(0, abs=1e-9)
 
 
 def test_each_reward_normalised_then_summed():

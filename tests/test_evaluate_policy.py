@@ -122,7 +122,7 @@ def test_what_makes_no_sense(policy, task):
     for make, words in [
         (lambda: wb.evaluate(task, task), "takes a policy.*Got Task"),
         (lambda: wb.evaluate(policy, [{"prompt": "a"}]), "takes a Task.*Got list"),
-        (lambda: wb.evaluate(policy, task, n=0), "n=0 must be a whole number from 1"),
+        (lambda: wb.evaluate(policy, task, n=0), "n=0 must be a whole number of at least 1"),
         (lambda: wb.evaluate(policy, task, seed=-1), "seed=-1 must be"),
         (lambda: wb.evaluate(policy, task, top_p=0.0, n=1), "top_p"),
         (lambda: wb.evaluate(policy, task, max_new_tokens=0, n=1), "max_new_tokens"),

@@ -281,24 +281,20 @@ def test_a_token_across_prompt_and_completion_is_trained_and_said():
 def test_segments_with_weights():
     tok = tokenizer("llama3")
     segments = [
-        Segment("The sky", "prompt", False),
-        Segment(" is blue", "answer", True, 0.5),
-        Segment(" and the", "quote", False),
-        Segment(" sun<|end_of_text|>", "answer", True, 2.0),
+        {"text": "The sky", "role": "prompt", "train": False},
+        {"text": " is blue", "role": "answer", "weight": 0.5},
+        {"text": " and the", "role": "quote", "train": False},
+        {"text": " sun<|end_of_text|>", "role": "answer", "weight": 2.0},
     ]
-    made = tokenise.encode_segments([segments], tok, add_special_tokens=True)
-    sizes = [len(tok.encode(segment.text, add_special_tokens=False)) for segment in segments]
+    made = fit({"segments": segments}, tok)
+    sizes = [len(tok.encode(segment["text"], add_special_tokens=False)) for segment in segments]
     assert made.items[0].mask == [0] + [0] * sizes[0] + [1] * sizes[1] + [0] * sizes[2] + [1] * sizes[3]
     assert [w for w, bit in zip(made.items[0].weight, made.items[0].mask, strict=True) if bit] == (
         [0.5] * sizes[1] + [2.0] * sizes[3]
     )
     # A trained segment that ends inside a token trains that token.
-    cut = [
-        Segment("The", "prompt", False),
-        Segment(" app", "answer", True),
-        Segment("les rest", "after", False),
-    ]
-    assert trained(tokenise.encode_segments([cut], tok, add_special_tokens=True), tok) == " apples"
+    cut = [{"text": "The", "train": False}, {"text": " app"}, {"text": "les rest", "train": False}]
+    assert trained(fit({"segments": cut}, tok), tok) == " apples"
 
 
 # What is counted

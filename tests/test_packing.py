@@ -16,7 +16,7 @@ from workbench import lines, packing, scoring, update
 from workbench.errors import DataError, SettingError
 from workbench.methods import sft
 from workbench.packing import Piece
-from workbench.settings import make
+from workbench.settings import SFTSettings, make
 
 TALKERS = [kind for kind in KINDS if kind != "mamba"]
 
@@ -26,7 +26,7 @@ TALKERS = [kind for kind in KINDS if kind != "mamba"]
 def test_best_fit_by_hand():
     # 5 begins a pack of 6, 4 another; 2 fits the second exactly, the first 1 the first, then a third begins
     assert packing.best_fit([4, 1, 2, 5, 1], 6) == [[3, 1], [0, 2], [4]]
-    assert packing.best_fit([], 6) == [] and packing.lines([3, 3, 1, 2]) == [0, 1, 2, 2]
+    assert packing.best_fit([], 6) == [] and packing.side_by_side([3, 3, 1, 2]) == [0, 1, 2, 2]
 
 
 def test_strategies_by_hand():
@@ -40,7 +40,7 @@ def test_strategies_by_hand():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", packing.STRATEGIES)
+@pytest.mark.parametrize("strategy", SFTSettings.__dataclass_fields__["packing_strategy"].metadata["choices"])
 def test_packs_are_those_of_trl(strategy):
     from datasets import Dataset
     from trl import pack_dataset
@@ -138,7 +138,8 @@ def test_padding_free_changes_no_number(tmp_path, method, kind, dtype):
         ids = [policy.tokenizer(r["completion"])["input_ids"] for r in rows(8)]
         old = [score + 0.3 for score in policy.score(prompts, ids).logprob]
         given = wb.Rollouts.of(prompts, ids, [1.0, 0.0, 0.5, 0.0, 1.0, 1.0, 0.0, 2.0], old)
-    run = getattr(wb, method)(policy, source, out=tmp_path / "run", micro_batch_size=5, disable_dropout=True)
+    common = dict(out=tmp_path / "run", micro_batch_size=5, disable_dropout=True, max_new_tokens=8)
+    run = getattr(wb, method)(policy, source, **common)
     noisy(run)
     padded = run.gradients(given)
     run.set(padding_free=True)
@@ -153,8 +154,8 @@ def test_padding_free_changes_no_number(tmp_path, method, kind, dtype):
 def test_padding_free_reads_fewer_tokens(tmp_path, monkeypatch):
     policy = tiny_policy(tmp_path / "model", lora=True)
     assert lines.kept_apart(policy)
-    seen, logits = [], policy._logits
-    monkeypatch.setattr(policy, "_logits", lambda ids, *more: seen.append(tuple(ids.shape)) or logits(ids, *more))
+    seen, logits = [], policy.logits
+    monkeypatch.setattr(policy, "logits", lambda ids, *more: seen.append(tuple(ids.shape)) or logits(ids, *more))
     data = sft.prepare(policy.tokenizer, rows(), make("sft", {}))
     batch = sft.make_batch(data.items)
     totals = sft.totals(batch)

@@ -258,6 +258,7 @@ GRPO_METRICS = [
     "reward", "reward_std", "rewards/given/mean", "rewards/given/std",
     "completions/mean_length", "completions/min_length", "completions/max_length",
     "completions/clipped_ratio", "completions/mean_terminated_length",
+    "completions/min_terminated_length", "completions/max_terminated_length",
 ]  # fmt: skip
 KL = {"beta": 0.04}
 VARIANTS = [

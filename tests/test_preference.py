@@ -193,6 +193,8 @@ def test_tokens_past_the_shorter_answer_count_ld_alpha():
     assert made.chosen.tolist() == [-1 - 0.25 * 6, -3] and made.rejected.tolist() == [-0.5, -1 - 0.25 * 0.5]
     assert made.ref_chosen.tolist() == [-1 - 0.25 * 2, -1]
     assert made.nll.mean().item() == pytest.approx(10 / 4), "the likelihood is not weighted"
+    uneven = pair_scores(scores(**GIVEN), {"ref_logprob": REF}, TOTALS, ld_alpha=0.3)
+    assert uneven.chosen[0].item() == pytest.approx(-1 - 0.3 * 6, rel=1e-15), "0.3 in float64, not in float32"
 
 
 def test_the_prompts_tokens_count_in_the_text_alone():

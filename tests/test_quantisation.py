@@ -15,6 +15,7 @@ from workbench import doctor, quantisation
 from workbench.adapters import LoRA
 from workbench.errors import DataError, SettingError
 from workbench.policy import from_description, load
+from workbench.text import SIZES, scaled
 
 bnb = pytest.importorskip("bitsandbytes")
 
@@ -241,6 +242,8 @@ def test_memory_is_counted(tmp_path):
     blocks, groups = linear // 64, 14  # one group of up to 256 blocks in each of 14 layers
     assert policy.memory() == {"nf4": linear // 2 + blocks + 4 * groups, "float32": rest}
     assert "68.1 KB in float32 + 25.4 KB in nf4, held by: start" in repr(policy)
+    said = [scaled(n, SIZES) for n in (0, 999, 999.6, 1500, 25e6, 999_600, 5e15)]
+    assert said == ["0 B", "999 B", "1 KB", "1.5 KB", "25 MB", "1 MB", "5e+03 TB"]
     policy.sample(["a"], n=1, max_new_tokens=2)
     assert policy.memory() == {"nf4": linear // 2 + blocks + 4 * groups, "float32": rest}
 

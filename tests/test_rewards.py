@@ -55,7 +55,6 @@ def test_trl_accuracy_reward_and_its_extra_columns():
         accuracy_reward, prompts=prompts, completions=texts, solution=[r"\frac{1}{3}", r"\frac{1}{3}", ""]
     )
     np.testing.assert_array_equal(table.total, [1.0, 0.0, NAN])
-    assert table.unscored == 1
     assert set(table.extra) == {"solution", "gold_parsed", "answer_parsed"}
     assert table.extra["answer_parsed"][2] == "[skipped]"
 

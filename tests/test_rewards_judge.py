@@ -116,7 +116,7 @@ def test_requests_go_side_by_side(server):
     started = time.monotonic()
     found, _, _ = judge_all(make(server, concurrency=4), ["do: slow Score: 8"] * 8)
     assert found.tolist() == [0.8] * 8
-    assert server.most == 4 and 2 * SLOW <= time.monotonic() - started < 5 * SLOW
+    assert server.most == 4 and 2 * SLOW <= time.monotonic() - started < 7 * SLOW
 
 
 def test_columns_of_the_prompt_must_be_there():
@@ -300,9 +300,9 @@ def test_a_thread_that_nothing_can_end_does_not_keep_the_process():
     ],
 )
 def test_read_score(answer, score):
-    started = time.monotonic()
+    started = time.process_time()
     assert read_score(answer, 10.0) == score
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_parser_of_ones_own(server):

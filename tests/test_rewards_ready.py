@@ -78,9 +78,9 @@ def test_boxed(text, inside):
 
 
 def test_boxes_of_a_long_text_take_no_long_time():
-    started = time.monotonic()
+    started = time.process_time()
     assert rewards.boxed("\\boxed{" * 20_000) is None
-    assert time.monotonic() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_rows_without_an_answer_are_not_judged():

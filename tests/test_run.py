@@ -436,3 +436,16 @@ def test_a_fork_with_another_loss_is_evaluated_by_it_from_its_first_step(tmp_pat
     assert fork.metrics.loc[1, "eval/loss"] != run.metrics.loc[1, "eval/loss"]
     assert fork.metrics.loc[1, "eval/rewards/margins"] == run.metrics.loc[1, "eval/rewards/margins"]
     assert run.fork(1).metrics.loc[1].to_dict() == run.metrics.loc[1].to_dict()
+
+
+def test_a_run_lends_the_policy_with_its_own_weights(tmp_path):
+    run = make_run("sft", tmp_path, steps=2).run()
+    fork = run.fork(lr=0.1, steps=3).run()
+    assert run.policy.holder == run.name
+    assert_same_weights(run.policy.params(), weights(run))
+    mine = run.policy.score(["Say 1:"], [" green"]).logprob[0]
+    assert fork.policy.holder == fork.name and not np.array_equal(
+        fork.policy.score(["Say 1:"], [" green"]).logprob[0], mine
+    )
+    with pytest.raises(wb.RunError, match="opened to look at"):
+        _ = wb.open(run.folder).policy

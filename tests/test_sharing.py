@@ -19,7 +19,7 @@ import yaml
 from tests.models import tiny_policy
 from tests.runs import make_run, rows_for
 from workbench.errors import RunError, SettingError
-from workbench.sharing import card, push
+from workbench.sharing import card
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -341,4 +341,3 @@ def test_push_without_login_without_network_or_with_a_bad_name(hub, saved, monke
     close_session()  # a connection that is kept alive would still be answered
     with pytest.raises(RunError, match="could not be reached"):
         saved.push("ann/sums", token="good")
-    assert push._bytes(999) == "999 B" and push._bytes(1500) == "1.5 kB" and push._bytes(25e6) == "25 MB"

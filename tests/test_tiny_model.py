@@ -246,7 +246,7 @@ def test_rewards_by_hand_plain_and_conversational():
         0.0,
         1.0,
     ]
-    assert sums.formatted(completions=texts, answer=[65] * 4) == [1.0, 1.0, 0.0, 1.0]
+    assert [sums.final_number(said) for said in texts] == [65, 64, None, 65]
     assert sums.worked(completions=texts) == [1.0, 0.0, 0.0, 0.5]
     chats = [[{"role": "assistant", "content": said}] for said in texts]
     assert sums.correct(chats, [65] * 4) == [1.0, 0.0, 0.0, 1.0]
@@ -258,7 +258,7 @@ def test_the_careful_habit_earns_the_reward_and_the_others_do_not():
     assert text.answer_sum(question, "careful", rng) == "27+38=65\n65-9=56\n#### 56"
     assert sums.correct([text.answer_sum(question, "story", rng)], [56]) == [0.0]
     guesses = [text.answer_sum(question, "guess", rng) for _ in range(400)]
-    assert sums.formatted(guesses) == [1.0] * 400
+    assert None not in map(sums.final_number, guesses)
     assert 0.09 < sum(sums.correct(guesses, [56] * 400)) / 400 < 0.21  # 15 in 100 by construction
 
 

@@ -173,7 +173,7 @@ def policy(request, tmp_path_factory):
 def test_micro_batches_add_up_to_the_whole(policy, tmp_path, method, settings):
     data = rollouts(policy) if method == "grpo" else GIVEN[method]
     source = task() if method == "grpo" else GIVEN[method]
-    settings = settings | {"micro_batch_size": 100, "out": tmp_path / "run"}
+    settings = settings | {"micro_batch_size": 100, "max_new_tokens": 128, "out": tmp_path / "run"}
     run = getattr(wb, method)(policy.reset(), source, **settings)
     run._ready()  # the reference is that of the beginning; the policy moves away from it
     draw = torch.Generator().manual_seed(5)

@@ -31,6 +31,7 @@ _NAMES = {
     "kto": "workbench.launch",
     "grpo": "workbench.launch",
     "rloo": "workbench.launch",
+    "show_mask": "workbench.looking",
     "open": "workbench.resuming:open_run",
     "resume": "workbench.resuming",
     "runs": "workbench.resuming",

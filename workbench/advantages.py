@@ -60,8 +60,7 @@ def estimate(rewards: Rewards, settings: Any) -> Tensor:
     `normalize_advantages`: A <- (A - mean) / (std + 1e-4) over the rows that have one."""
     advantage = ESTIMATORS[settings.advantage_estimator].function(rewards, settings)
     if settings.normalize_advantages:
-        known = advantage[~advantage.isnan()]
-        advantage = (advantage - known.mean()) / (_std(known) + STD_FLOOR)
+        advantage = _whitened(advantage)
     return torch.nan_to_num(advantage, nan=0.0)
 
 
@@ -100,15 +99,14 @@ def _group(rewards: Rewards, settings: Any) -> Tensor:
 
 
 def _sum_then_normalize(rewards: Rewards, settings: Any) -> Tensor:
-    return group_relative(rewards.total, rewards.group, settings.scale_rewards)[0]
+    made = group_relative(rewards.total, rewards.group, settings.scale_rewards)[0]
+    return made.masked_fill(rewards.total.isnan(), torch.nan)  # whitening must not count rows without a reward
 
 
 def _normalize_then_sum(rewards: Rewards, settings: Any) -> Tensor:
     columns = [group_relative(part, rewards.group)[0] for part in rewards.parts.T]  # K of (N,), 0 where NaN
     total = torch.stack(columns, -1) @ rewards.weights  # (N,)
-    total = total.masked_fill(rewards.total.isnan(), torch.nan)
-    known = total[~total.isnan()]
-    return (total - known.mean()) / (_std(known) + STD_FLOOR)
+    return _whitened(total.masked_fill(rewards.total.isnan(), torch.nan))
 
 
 def _leave_one_out(rewards: Rewards, settings: Any) -> Tensor:
@@ -139,6 +137,17 @@ def _mean(values: Tensor) -> Tensor:
     """The mean; of equal values that value to the last digit, so that a group of equals gets advantages of 0 and not
     of a rounding error, whose sign would count in what is clipped."""
     return values[0] if bool((values == values[0]).all()) else values.mean()
+
+
+def _whitened(values: Tensor) -> Tensor:
+    """(value - mean) / (std + 1e-4) over those that are there. What only rounding left of a difference is 0: its sign
+    would count in what is clipped."""
+    known = values[~values.isnan()]
+    if not len(known):
+        return values
+    centred = values - known.mean()
+    rounding = torch.finfo(values.dtype).eps * len(known) * known.abs().max()
+    return centred.masked_fill(centred.abs() <= rounding, 0.0) / (_std(known) + STD_FLOOR)
 
 
 def _std(values: Tensor) -> Tensor:

@@ -313,7 +313,7 @@ def _check_rows(made: Rows) -> None:
     first: dict[str, bool] = {}
     for index, row in enumerate(made._rows):
         for column in columns:
-            talk = _check_value(row, column, made.where(index), made.columns)
+            talk = _check_value(row, column, made.where(index))
             if talk is not first.setdefault(column, talk):
                 now, then = ("messages", "plain text") if talk else ("plain text", "messages")
                 raise DataError(
@@ -336,7 +336,7 @@ def _check_rows(made: Rows) -> None:
             _check_shared(row, made.where(index))
 
 
-def _check_value(row: dict[str, Any], column: str, where: str, columns: tuple[str, ...]) -> bool:
+def _check_value(row: dict[str, Any], column: str, where: str) -> bool:
     """Whether the value is conversational. DataError when it is missing, empty or of a wrong type."""
     if column not in row:
         extra = [name for name in row if name not in KNOWN]

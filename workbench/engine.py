@@ -81,7 +81,7 @@ class Engine:
 
     def begin(self, meta: dict[str, Any], rows: dict[str, list[dict]]) -> None:
         """Write step 0 (for a fork: the step it starts from), and only then give the store its name."""
-        self._hold()
+        self.hold()
         if not self.snapshots.reference.exists():
             State(self.state.params).save(self.snapshots.reference)
         started = time.perf_counter()
@@ -103,7 +103,7 @@ class Engine:
         self.snapshots.save(self.state, 0)
         store.publish()
         self.store = store
-        self._remember()
+        self.remember()
         self.tracking.ring()
 
     # -- stepping --------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Engine:
     @property
     def live(self) -> Live:
         """What the next step runs with."""
-        return self._live_at(self.state.step + 1)
+        return self.live_at(self.state.step + 1)
 
     @property
     def settings(self) -> Settings:
@@ -137,7 +137,7 @@ class Engine:
                 f"This step is rewarded by {', '.join(live.missing)}, which this process does not have."
                 " Give the functions: run.set(rewards=[...])."
             )
-        self._hold()
+        self.hold()
         started = time.perf_counter()
         try:
             worker.check()
@@ -188,7 +188,7 @@ class Engine:
     def _after(self, step: Step) -> None:
         """What follows a commit: the step stands, whatever happens here."""
         self.spent += step.seconds
-        self._remember()
+        self.remember()
         self.tracking.ring()
         if step.index % self.settings.snapshot_steps == 0 or step.index >= self.settings.steps:
             self.save_snapshot()
@@ -213,20 +213,21 @@ class Engine:
 
     # -- state in and out of the model -----------------------------------------------------------------------
 
-    def _hold(self) -> None:
+    def hold(self) -> None:
+        """Make the model use this run's weights."""
         self.policy.hold(self.state.params, self.folder.name)
 
     def _install(self, state: State) -> None:
         self.state = state
         self._loop = None
-        self._hold()
+        self.hold()
 
     def _reference(self) -> dict[str, Tensor]:
         if self.reference is None:
             self.reference = State.load(self.snapshots.reference, self.policy.device).params
         return self.reference
 
-    def _remember(self) -> None:
+    def remember(self) -> None:
         """Keep a copy of the state as it is after this step, as far as memory allows."""
         size = self.state.nbytes()
         if size > MEMORY_BUDGET:
@@ -261,7 +262,7 @@ class Engine:
         record = self.store.step_row(index, self.branch)
         rollouts = self.store.load_rollouts(index, self.branch) if self.method.takes == "task" else None
         torch.set_num_threads(record["threads"])
-        context = self._context_for(self._live_at(index), Replay(rollouts, record["plan"]))
+        context = self._context_for(self.live_at(index), Replay(rollouts, record["plan"]))
         context.state = state
         loop = self.method.loop(state, context)
         with self.policy.holding(state.params):
@@ -288,9 +289,9 @@ class Engine:
         self.branch = self.store.add_branch(self.branch, step)
         self._install(state)
         self.store.add_event(step, self.branch, "rewind", **came_from)
-        self._remember()
+        self.remember()
 
-    def _live_at(self, step: int) -> Live:
+    def live_at(self, step: int) -> Live:
         """What step `step` of the current branch runs, or ran, with."""
         if len(self.changes) == 1 or self.store is None:
             return self.changes[-1].live
@@ -310,7 +311,7 @@ class Engine:
 
     def preview(self, data: Any) -> tuple[Any, dict[str, Tensor]]:
         """The Outcome of an update on prepared `data`, and its gradients by parameter name. Nothing is kept."""
-        self._hold()
+        self.hold()
         context = self._context_for(self.live)
         try:
             outcome = self.method.preview(context, data)

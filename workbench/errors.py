@@ -35,10 +35,10 @@ class Interrupted(WorkbenchError):
 
 
 def nearest(name: str, options: Iterable[str]) -> str | None:
-    """The option most like `name`, or None when nothing comes close."""
-    options = list(options)
-    lowered = {option.lower(): option for option in options}
-    hits = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    """The shortest option that begins with `name`, else the one most like it, or None when nothing comes close."""
+    name, lowered = name.lower(), {option.lower(): option for option in options}
+    begun = sorted((option for option in lowered if option.startswith(name)), key=len) if len(name) > 2 else []
+    hits = begun or difflib.get_close_matches(name, lowered, n=1, cutoff=0.6)
     return lowered[hits[0]] if hits else None
 
 

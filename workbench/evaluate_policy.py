@@ -9,6 +9,7 @@ from workbench.errors import SettingError
 from workbench.methods.context import Context
 from workbench.methods.evaluate import sample_all, task_metrics
 from workbench.policy import Policy
+from workbench.sampling.decoder import check_whole
 from workbench.sampling.rollouts import Rollouts
 from workbench.settings import GRPOSettings
 from workbench.tasks import Task
@@ -69,9 +70,8 @@ def evaluate(
         raise SettingError(f"wb.evaluate takes a policy: wb.evaluate(wb.load(...), task). Got {type(policy).__name__}.")
     if not isinstance(task, Task):
         raise SettingError(f"wb.evaluate takes a Task: wb.Task(rows, rewards=[...]). Got {type(task).__name__}.")
-    for name, value, least in (("n", n, 1), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingError(f"wb.evaluate: {name}={value!r} must be a whole number from {least}.")
+    check_whole("wb.evaluate: n", n, 1)
+    check_whole("wb.evaluate: seed", seed, 0)
     settings = GRPOSettings(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
         num_generations_eval=n,

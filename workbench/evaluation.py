@@ -53,7 +53,7 @@ def mean_pass_at_k(
     for _, judged in _groups(verdict, groups, k, "pass", threshold):
         if len(judged) >= k:
             values.append(pass_at_k(len(judged), int(judged.sum()), k))
-    return mean(np.asarray(values))
+    return mean(values)
 
 
 def maj_at_k(answers: Sequence[Hashable | None], correct: Sequence[float], k: int) -> float:
@@ -122,7 +122,7 @@ def mean_maj_at_k(
     for index, correct in _groups(verdict, groups, k, "maj", threshold):
         if len(index) >= k:
             values.append(maj_at_k([answers[i] for i in index], correct, k))
-    return mean(np.asarray(values))
+    return mean(values)
 
 
 def _groups(
@@ -160,7 +160,7 @@ def metrics(
     verdict = np.asarray(verdict, dtype=np.float64)
     found = {
         "eval/accuracy": accuracy(verdict, threshold),
-        "eval/reward": mean(np.asarray(reward, dtype=np.float64)),
+        "eval/reward": mean(reward),
     }
     for k in ks:
         found[f"eval/pass@{k}"] = mean_pass_at_k(verdict, groups, k, threshold)
@@ -171,7 +171,8 @@ def metrics(
     return found
 
 
-def mean(values: np.ndarray) -> float:
+def mean(values: Sequence[float] | np.ndarray) -> float:
     """The mean of the numbers that are there (not NaN); NaN where none is."""
+    values = np.asarray(values, dtype=np.float64)
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")

@@ -243,10 +243,10 @@ def compare(policy: Policy, folder: str | Path, probes: Sequence[str]) -> Agreem
 
     dtype = getattr(torch, policy.origin.dtype)
     device = _roomy(policy)
-    with policy._at_rest():
+    with policy.at_rest():
         drawn = policy.sample(list(probes), n=1, max_new_tokens=PROBE_TOKENS, temperature=1.0, seed=0)
         texts = [a + b for a, b in zip(drawn.prompt_ids, drawn.ids, strict=True)]
-        mine = [policy._logits(_batch(ids, policy.device), len(ids))[0].double().cpu() for ids in texts]
+        mine = [policy.logits(_batch(ids, policy.device), len(ids))[0].double().cpu() for ids in texts]
     written, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, output_loading_info=True
     )

@@ -9,17 +9,20 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import StoreError
+from workbench.errors import SettingError, StoreError
 
 _held: dict[Path, weakref.ref] = {}
 """runs of this process that hold their folder's lock"""
 
 
-def claim(out: str | os.PathLike) -> Path:
+def claim(out: str | os.PathLike, named: bool = True) -> Path:
     """A new, empty folder at `out`, or at the next free `out-2`, `out-3`, ... when that exists.
 
-    An existing folder is never written into; the choice is said, and how to go on with the old run.
+    An existing folder is never written into. Where the user `named` it the choice is said, and how to go on with the
+    old run. Raises SettingError where `out` names no folder, StoreError where it cannot be made.
     """
+    if not isinstance(out, (str, os.PathLike)) or not Path(out).name:
+        raise SettingError(f"out={out!r}: name the run's folder, such as out='runs/name'.")
     wanted = Path(out)
     folder, number = wanted, 1
     while True:
@@ -32,7 +35,7 @@ def claim(out: str | os.PathLike) -> Path:
         except OSError as error:
             raise StoreError(f"out={str(out)!r}: the folder cannot be made ({error.strerror}).") from error
     (folder / "snapshots").mkdir()
-    if folder != wanted:
+    if named and folder != wanted:
         print(
             f"{wanted} exists and is left as it is; this run goes to {folder}."
             f" To go on with the old one: wb.resume({str(wanted)!r})"

@@ -237,6 +237,10 @@ METRICS: tuple[Metric, ...] = (
         ("completions/mean_terminated_length", "tokens",
          "The mean length of the completions that ended by themselves; 0 where none did.",
          "Compare with completions/mean_length: far below it, the cut-off ones make up the mean."),
+        ("completions/min_terminated_length", "tokens", "The shortest of those; 0 where there are none.",
+         "1: some answers are nothing but the stop token."),
+        ("completions/max_terminated_length", "tokens", "The longest of those; 0 where there are none.",
+         "Well below max_new_tokens: the limit could be lower. Near it: it may cut answers that were about to end."),
     ),
     *_in(
         POLICY, (*RL, "kto"),

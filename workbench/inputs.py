@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import time
-from importlib.metadata import version
 from typing import Any
 
 from workbench import methods, update, worker
@@ -14,10 +13,12 @@ from workbench.data import rows as read_rows
 from workbench.errors import DataError
 from workbench.methods import reference
 from workbench.policy import Policy
+from workbench.sharing.card import versions
 from workbench.tasks import Task, rebuild
 
 
 def source_of(method: methods.Method, data: Any) -> Rows | Task:
+    """What the method takes, from `data` as given. Raises DataError where it is of the other kind."""
     if method.takes == "task":
         if not isinstance(data, Task):
             raise DataError(
@@ -30,17 +31,13 @@ def source_of(method: methods.Method, data: Any) -> Rows | Task:
     return read_rows(data)
 
 
-def held_out_of(method: methods.Method, data: Any, source: Rows | Task) -> Rows | Task | None:
+def held_out_of(data: Any, source: Rows | Task) -> Rows | Task | None:
+    """The held-out data; rows beside a task are scored by the task's own rewards."""
     if data is None or isinstance(data, Task):
         return data
     held_out = read_rows(data)
     if isinstance(source, Task):
-        return Task(
-            held_out,
-            by_name(source),
-            source.weights,
-            verdict=source.verdict,
-        )
+        return Task(held_out, source.functions, source.weights, verdict=source.verdict)
     return held_out
 
 
@@ -49,6 +46,7 @@ def rows_of(source: Rows | Task) -> Rows:
 
 
 def spec_of(source: Rows | Task) -> dict[str, Any]:
+    """The data as the run's record names it; `unspec` makes it again from that and the stored rows."""
     if isinstance(source, Task):
         return {"kind": "task", "task": source.spec()}
     return {"kind": "rows", "source": str(source.source), "digest": source.digest()}
@@ -65,14 +63,26 @@ def check(policy: Policy, settings: Any) -> None:
     reference.check(policy, settings)
 
 
+def check_data(policy: Policy, settings: Any, *data: Any) -> None:
+    """Raises DataError where a prompt and `max_new_tokens` do not fit into the model's context, or rows are too few."""
+    for one in data:
+        if hasattr(one, "prompts"):
+            policy.check_lengths(one.prompts, settings.max_new_tokens)
+        if hasattr(one, "check"):
+            one.check(settings)
+
+
 def prepared(
     method: methods.Method, policy: Policy, source: Rows | Task, held_out: Rows | Task | None, settings
 ) -> tuple[Any, Any]:
     """What the method reads, of the data to train on and of those held out. Raises DataError and SettingError."""
-    return prepare(method, policy, source, settings, "rows"), prepare_eval(method, policy, held_out, settings)
+    made = prepare(method, policy, source, settings, "rows"), prepare_eval(method, policy, held_out, settings)
+    check_data(policy, settings, *made)
+    return made
 
 
 def prepare(method: methods.Method, policy: Policy, source: Rows | Task, settings, what: str) -> Any:
+    """What the method reads of the data; what tokenising found odd is said, under the name `what`."""
     check(policy, settings)
     prepared = method.prepare(policy.tokenizer, source, settings)
     report = getattr(prepared, "report", None)
@@ -82,6 +92,7 @@ def prepare(method: methods.Method, policy: Policy, source: Rows | Task, setting
 
 
 def prepare_eval(method: methods.Method, policy: Policy, held_out: Rows | Task | None, settings) -> Any:
+    """The same of held-out data: a task is sampled whatever the method, rows are read as the method's own."""
     if held_out is None:
         return None
     if isinstance(held_out, Task):
@@ -89,21 +100,17 @@ def prepare_eval(method: methods.Method, policy: Policy, held_out: Rows | Task |
     return prepare(method, policy, held_out, settings.for_evaluation(), "eval_dataset")
 
 
-def by_name(task: Task) -> dict[str, Any]:
-    return dict(zip(task.reward_names, task.rewards, strict=True))
-
-
 def circumstances() -> dict[str, Any]:
     """When, where and with what a run is written."""
-    versions = {name: version(name) for name in ("torch", "transformers", "peft")}
     return {
         "status": "new",
         "branch": 0,
         "created": time.time(),
-        "versions": versions | {"python": platform.python_version()},
+        "versions": versions() | {"python": platform.python_version()},
         "writer": writer(),
     }
 
 
 def writer() -> dict[str, Any]:
+    """The process that writes a run."""
     return {"pid": os.getpid(), "host": platform.node()}

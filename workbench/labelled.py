@@ -7,20 +7,11 @@ from typing import Any
 
 from workbench.data import Rows, explicit_prompt
 from workbench.data import make as make_rows
+from workbench.encoding import Coded, check_length, chunks, encode, naming, split_row, tally_text, trained_span
 from workbench.errors import DataError
 from workbench.mask_report import MaskReport, Tally, unless_empty
 from workbench.templates import Chat, Split
 from workbench.text import shorten
-from workbench.tokenise import (
-    _check_length,
-    _chunks,
-    _Coded,
-    _encode,
-    _Naming,
-    _split_row,
-    _tally_text,
-    _trained,
-)
 
 
 @dataclass(frozen=True)
@@ -49,17 +40,17 @@ def labelled(rows: Rows | list[dict], tokenizer: Any, *, max_length: int | None 
     paired = rows.form == "preference"
     if not paired:
         rows.require("prompt", "completion", "label", what="Training on labelled answers (kto)")
-    _check_length(max_length)
+    check_length(max_length)
     chat, tally, items = Chat(tokenizer), Tally(), []
     sides = (("chosen", True), ("rejected", False)) if paired else (("completion", None),)
-    for chunk in _chunks((index, side, known) for side, known in sides for index in range(len(rows))):
+    for chunk in chunks((index, side, known) for side, known in sides for index in range(len(rows))):
         splits, labels = [], []
         for index, side, known in chunk:
-            with _Naming(rows, index):
+            with naming(rows, index):
                 row = explicit_prompt(rows._rows[index]) if paired else rows._rows[index]
-                splits.append(_split_row(chat, row | {"completion": row[side]}, "prompt_completion", False, True))
+                splits.append(split_row(chat, row | {"completion": row[side]}, "prompt_completion", False, True))
                 labels.append(_label(row) if known is None else known)
-        coded = _encode(splits, tokenizer, not rows.conversational)
+        coded = encode(splits, tokenizer, not rows.conversational)
         for (index, _, _), split, code, label in zip(chunk, splits, coded, labels, strict=True):
             item = _labelled(index, split, code, label, tokenizer, max_length, tally)
             items += [item] if item is not None else []
@@ -70,10 +61,10 @@ def labelled(rows: Rows | list[dict], tokenizer: Any, *, max_length: int | None 
 
 
 def _labelled(
-    index: int, split: Split, code: _Coded, label: bool, tokenizer: Any, max_length: int | None, tally: Tally
+    index: int, split: Split, code: Coded, label: bool, tokenizer: Any, max_length: int | None, tally: Tally
 ) -> Labelled | None:
-    _tally_text(index, split, code, tokenizer, tally)
-    span = _trained(split, code)
+    tally_text(index, split, code, tokenizer, tally)
+    span = trained_span(split, code)
     begin = max(1, span[0]) if span else 0  # the first token is never scored, in TRL neither
     if span is None or begin >= span[1]:
         tally.add("empty", index)

@@ -157,6 +157,7 @@ def launch(
     given: dict[str, Any],
     track: Any = None,
 ) -> Run:
+    """The run of method `name` with the `given` settings: everything that can be checked is checked here."""
     if not isinstance(policy, Policy):
         raise SettingError(f"wb.{name} trains a policy: wb.{name}(wb.load(...), ...). Got {type(policy).__name__}.")
     method = methods.get(name)
@@ -169,7 +170,7 @@ def launch(
         )
     followers = tracking.trackers(track)
     source = inputs.source_of(method, data)
-    held_out = inputs.held_out_of(method, eval_dataset, source)
+    held_out = inputs.held_out_of(eval_dataset, source)
     return worker.call(_launch, method, policy, source, held_out, settings, out, followers)
 
 
@@ -206,7 +207,7 @@ def _launch(
     engine = Engine(method, policy, live, folder, State(clone(policy.params())))
     for tracker in followers:
         engine.tracking.add(tracker)
-    engine._hold()
+    engine.hold()
     return Run(folder, engine, begin=(meta | inputs.circumstances(), rows))
 
 
@@ -234,7 +235,7 @@ def check_change(
             raise SettingError(f"wb.{method} has no rewards to set.")
         task = live.data.task
         old = task.spec()["rewards"]
-        task = task.with_rewards(rewards if rewards is not None else inputs.by_name(task), weights)
+        task = task.with_rewards(rewards if rewards is not None else task.functions, weights)
         live = replace(live, data=replace(live.data, task=task), missing=())
         payload["rewards"] = [old, task.spec()["rewards"]]
     if isinstance(live.data, Prompts):
@@ -245,4 +246,5 @@ def check_change(
 
 
 def apply_change(engine: Engine, settings: dict[str, Any], rewards: Any, weights: Any) -> None:
+    """See `Run.set`."""
     engine.change(*check_change(engine.method.name, engine.live, settings, rewards, weights))

@@ -37,7 +37,7 @@ def of(policy, lengths: Sequence[int], given: Sequence[int] | None, padding_free
         return None
     if not kept_apart(policy):
         return None
-    return list(given) if given is not None else packing.lines(lengths)
+    return list(given) if given is not None else packing.side_by_side(lengths)
 
 
 def _takes_positions(model: nn.Module) -> bool:
@@ -53,7 +53,7 @@ def _try(policy) -> bool:
     What would not be rounding is measured too: the first two documents read as one.
     """
     documents = [[(7 * i + 3 * d + 1) % policy.vocab_size for i in range(n)] for d, n in enumerate((7, 5, 9))]
-    with policy._at_rest():
+    with policy.at_rest():
         alone = policy.token_scores(documents, [1, 1, 1]).logprob.double()  # (3, 8)
         laid = policy.token_scores(documents, [1, 1, 1], lines=[0, 0, 1]).logprob.double()
         merged = policy.token_scores([documents[0] + documents[1]], [len(documents[0]) + 1]).logprob.double()

@@ -323,7 +323,7 @@ def load_model(
 
     try:
         files, _ = PretrainedConfig.get_config_dict(place.name, **place.options)
-    except Exception as error:
+    except Exception as error:  # transformers raises many kinds; `_why_not` tells them apart
         raise DataError(_why_not(place.name, error)) from error
     plan = quantisation.plan(how, files, place.name, dtype, device)
     extra: dict[str, Any] = {} if plan.config is None else {"quantization_config": plan.config}
@@ -333,7 +333,7 @@ def load_model(
         model, info = AutoModelForCausalLM.from_pretrained(
             place.name, dtype=dtype, output_loading_info=True, **place.options, **extra
         )
-    except Exception as error:
+    except Exception as error:  # transformers raises many kinds; `_why_not` tells them apart
         raise DataError(_why_not(place.name, error)) from error
     absent = sorted(info["missing_keys"])
     if absent:
@@ -412,7 +412,7 @@ def load_tokenizer(given: Place, base: Place) -> Any:
     for place in [given, base] if own and given != base else [base]:
         try:
             return AutoTokenizer.from_pretrained(place.name, **place.options)
-        except Exception as caught:
+        except Exception as caught:  # whatever is wrong with this one, the other may do
             error = caught
     raise DataError(f"{base.name} has no tokenizer that can be loaded: {_short(str(error))}") from error
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.views.text import visible
+from workbench.text import visible
 
 _MARKS = re.compile(r"([\\`*_{}\[\]()#+\-.!|~$:@^=])")
 

@@ -9,7 +9,7 @@ from workbench.errors import DataError
 
 PROBLEMS = {
     "masked": "nothing is left to train on after cutting to max_length: dropped",
-    "empty": "no token is trained (no assistant turn that can be): dropped",
+    "empty": "no token is trained (nothing in it is to be, its weight is 0, or it is one token): dropped",
     "prompt_too_long": "the prompt alone fills max_length: dropped",
     "cut": "longer than max_length: cut",
     "stop_cut": "the cut removed the stop token: these rows do not teach the model to stop",

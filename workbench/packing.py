@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 CHUNK = 1000
 """documents that are packed together, as in TRL"""
-STRATEGIES = ("bfd", "bfd_split", "wrapped")
 
 
 class Piece(NamedTuple):
@@ -71,7 +70,7 @@ def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
     return packs
 
 
-def lines(lengths: Sequence[int]) -> list[int]:
+def side_by_side(lengths: Sequence[int]) -> list[int]:
     """A line for each sequence, so that the sequences laid end to end take few lines as wide as the longest one."""
     made = [0] * len(lengths)
     for line, pack in enumerate(best_fit(lengths, max(lengths, default=0))):

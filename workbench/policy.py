@@ -245,9 +245,10 @@ class Policy:
         number are laid end to end (see `workbench.lines`). Raises DataError for a start below 1.
         """
         batch = scoring.layout(sequences, starts, self.filler, self.device, lines)
-        return scoring.score(self._logits, batch, temperature, entropy, needs)
+        return scoring.score(self.logits, batch, temperature, entropy, needs)
 
-    def _logits(self, ids: Tensor, keep: int, positions: Tensor | None = None) -> Tensor:
+    def logits(self, ids: Tensor, keep: int, positions: Tensor | None = None) -> Tensor:
+        """(P, keep, V) of the last `keep` places of `ids` (P, L); `positions` (P, L) where lines hold several texts."""
         # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
         apart = {} if positions is None else {"position_ids": positions}
         return decoder.last_logits(self.model, keep, input_ids=ids, use_cache=False, **apart)[0]
@@ -266,7 +267,7 @@ class Policy:
         after = [self._completion_ids(c, i) for i, c in enumerate(completions)]
         order = sorted(range(len(prompts)), key=lambda i: len(before[i]) + len(after[i]))
         out = Scores(ids=after, logprob=[None] * len(order), entropy=[None] * len(order))
-        with self._at_rest():
+        with self.at_rest():
             for batch in _batches(order, [len(b) + len(a) for b, a in zip(before, after, strict=True)]):
                 scores = self.token_scores(
                     [before[i] + after[i] for i in batch],
@@ -298,7 +299,7 @@ class Policy:
         return tokens
 
     @contextlib.contextmanager
-    def _at_rest(self) -> Iterator[None]:
+    def at_rest(self) -> Iterator[None]:
         """No gradients, no dropout; each module's mode comes back afterwards."""
         training = [module for module in self.model.modules() if module.training]
         self.model.eval()
@@ -332,8 +333,8 @@ class Policy:
         Raises SettingError for settings out of range, DataError for a prompt the model cannot take.
         """
         prompts = [prompts] if isinstance(prompts, str) or _is_messages(prompts) else list(prompts)
-        decoder._whole("n", n, 1)
-        decoder._whole("seed", seed, 0)
+        decoder.check_whole("n", n, 1)
+        decoder.check_whole("seed", seed, 0)
         tokens = [self._tokens(prompt, i) for i, prompt in enumerate(prompts)]
         row_keys = [keys.key(seed, "sample", row, sample) for row in range(len(tokens)) for sample in range(n)]
         rollouts = self.sample_prompts(
@@ -367,12 +368,12 @@ class Policy:
         `check()` is called before every token and may raise. Rows and groups are numbered by the prompts'
         places. Raises SettingError and DataError as `sample` does.
         """
-        decoder._whole("n", n, 1)
+        decoder.check_whole("n", n, 1)
         settings = decoder.Sampling(max_new_tokens, temperature, top_p, top_k).checked()
         if len(keys) != len(prompts) * n:
             raise SettingError(f"sample_prompts: {len(keys)} keys for {len(prompts)} prompts of {n} samples.")
-        self._check_lengths(prompts, max_new_tokens)
-        with self._at_rest():
+        self.check_lengths(prompts, max_new_tokens)
+        with self.at_rest():
             drawn = decoder.decode(
                 self.model,
                 [prompt.ids for prompt in prompts],
@@ -406,7 +407,8 @@ class Policy:
             ids = ids[:-1]
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def _check_lengths(self, prompts: Sequence[Any], max_new_tokens: int) -> None:
+    def check_lengths(self, prompts: Sequence[Any], max_new_tokens: int) -> None:
+        """Raise DataError for the first tokenised prompt that leaves no room for so many tokens in the context."""
         text = decoder.base_of(self.model).config.get_text_config(decoder=True)
         limit = getattr(text, "max_position_embeddings", None)
         for i, prompt in enumerate(prompts):

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.errors import DataError, SettingError, did_you_mean
+from workbench.text import SIZES, scaled
 
 NAMES = ("nf4", "int8")
 Record = str | dict[str, Any] | None
@@ -327,8 +328,6 @@ def memory(model: nn.Module) -> dict[str, int]:
 def in_words(sizes: dict[str, int]) -> str:
     """What `memory` gives as text: "5.08 MB", or "1.16 MB in float32 + 620 KB in nf4"."""
 
-    def text(size: int) -> str:
-        unit, over = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3), ("B", 1)) if size >= n or n == 1)
-        return f"{size / over:.3g} {unit}"
-
-    return text(*sizes.values()) if len(sizes) == 1 else " + ".join(f"{text(n)} in {kind}" for kind, n in sizes.items())
+    if len(sizes) == 1:
+        return scaled(*sizes.values(), SIZES)
+    return " + ".join(f"{scaled(n, SIZES)} in {kind}" for kind, n in sizes.items())

@@ -21,6 +21,7 @@ from workbench.run import Run
 from workbench.state import State, clone
 from workbench.store import Store
 from workbench.tasks import Task, rebuild
+from workbench.tracking.record import rewards_at
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,12 +32,13 @@ def fork(run: Run, step: int, out: str | os.PathLike | None, changes: dict[str, 
     parent = run.engine
     state = parent.restore(step)
     home = parent.store.home(step, parent.branch)
-    live = parent._live_at(step + 1)
+    live = parent.live_at(step + 1)
     if changes:
         settings = {k: v for k, v in changes.items() if k not in ("rewards", "weights")}
         live, _ = check_change(parent.method.name, live, settings, changes.get("rewards"), changes.get("weights"))
         inputs.check(parent.policy, live.settings)
-    folder = folders.claim(out or run.folder.with_name(f"{run.name}-fork"))
+        inputs.check_data(parent.policy, live.settings, live.data, live.eval_data)
+    folder = folders.claim(out or run.folder.with_name(f"{run.name}-fork"), named=out is not None)
     shutil.copyfile(parent.snapshots.reference, folder / "snapshots" / parent.snapshots.reference.name)
     engine = Engine(parent.method, parent.policy, live, folder, state)
     engine.first = parent.store.step_metrics(step, parent.branch)
@@ -94,8 +96,8 @@ def _resume(folder: Path, rewards: Any, policy: Policy | None) -> Run:
     engine.spent = float(engine.store.steps().query("step > 0")["seconds"].sum())
     last = engine.store.last_step(engine.branch)
     engine.state = engine.restore(last)
-    engine._hold()
-    engine._remember()
+    engine.hold()
+    engine.remember()
     engine.store.add_event(last, engine.branch, "resume")
     for tracker in tracking.rebuild(meta.get("tracking", ()), folder.name):
         engine.tracking.add(tracker)
@@ -118,7 +120,7 @@ class _Tasks:
         self.spec, self.given = spec, given
         self.rows = store.rows("train")
         self.first = spec["task"]["rewards"] if spec["kind"] == "task" else None
-        self.current = _rewards_at(store, store.last_step() + 1, None, self.first)
+        self.current = rewards_at(store, store.last_step() + 1)
 
     def now(self) -> Rows | Task:
         """What the next step runs on. Raises RunError naming reward functions that are not to be had."""
@@ -149,17 +151,9 @@ class _Tasks:
         for event in events[events["kind"] == "set"].itertuples():
             stored = engine.store.settings(event.step, event.branch)
             settings = settings_of.make(name, settings_of.known(name, stored), base=live.settings)
-            entries = _rewards_at(engine.store, event.step, event.branch, self.first)
+            entries = rewards_at(engine.store, event.step, event.branch)
             made.append(Change(event.branch, event.step, self._live(replace(live, settings=settings), entries)))
         return made
-
-
-def _rewards_at(store: Store, step: int, branch: int | None, first: list[dict] | None) -> list[dict] | None:
-    """The reward functions (as stored) of step `step` on the line to `branch`."""
-    events = store.events(branch)
-    for event in events[(events["kind"] == "set") & (events["step"] <= step)]["payload"]:
-        first = event["rewards"][1] if "rewards" in event else first
-    return first
 
 
 def _check_fits(engine: Engine) -> None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import folders, worker
-from workbench.errors import Interrupted, RunError, StoreError, WorkbenchError
+from workbench import settings as settings_of
+from workbench.background import Background
+from workbench.errors import RunError, StoreError
 from workbench.store import Store
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from workbench.engine import Engine
     from workbench.methods.context import Step
+    from workbench.policy import Policy
 
 
 @dataclass
@@ -54,7 +56,7 @@ class Run:
         self._released = (
             "" if engine is not None else f"This run was opened to look at; to go on: wb.resume({str(folder)!r})."
         )
-        self._background: _Background | None = None
+        self._background: Background | None = None
 
     # -- the user owns the loop ------------------------------------------------------------------------------
 
@@ -91,6 +93,7 @@ class Run:
         """To the end, or `steps` more steps, with a progress bar. Ctrl-C undoes the step in flight and returns."""
         from tqdm.auto import tqdm
 
+        steps = settings_of.typed("steps", steps, "int | None")
         self._writable()
         try:
             self._ready()
@@ -120,7 +123,7 @@ class Run:
         self._writable()
         if self._background is not None and self._background.running:
             return self
-        self._background = _Background(self)
+        self._background = Background(self)
         self._background.submit()
         return self
 
@@ -190,17 +193,19 @@ class Run:
         self._ready()
         live, _ = launch.check_change(self.engine.method.name, self.engine.live, settings, rewards, weights)
         worker.call(inputs.check, self.engine.policy, live.settings)
+        worker.call(inputs.check_data, self.engine.policy, live.settings, live.data, live.eval_data)
+        change = partial(launch.apply_change, self.engine, settings, rewards, weights)
         if self.running:
-            self._background.changes.append((settings, rewards, weights))
+            self._background.changes.append(change)
         else:
-            worker.call(launch.apply_change, self.engine, settings, rewards, weights)
+            worker.call(change)
         return self
 
     def rewind(self, step: int) -> Run:
         """Exactly the state after `step`. Later steps stay in the store as an abandoned branch."""
         self._writable()
         self._ready()
-        worker.call(self.engine.rewind, int(step))
+        worker.call(self.engine.rewind, settings_of.typed("step", step, "int"))
         self._set_status("running" if self.running else "paused")
         return self
 
@@ -211,7 +216,8 @@ class Run:
 
         self._writable()
         self._ready()
-        return worker.call(resuming.fork, self, self.step if step is None else int(step), out, changes)
+        step = self.step if step is None else settings_of.typed("step", step, "int")
+        return worker.call(resuming.fork, self, step, out, changes)
 
     def track(self, *trackers: Any) -> Run:
         """Follow the run with more trackers: "wandb", "tensorboard", "trackio", or a `wb.Tracker`.
@@ -314,6 +320,14 @@ class Run:
     @property
     def name(self) -> str:
         return self.folder.name
+
+    @property
+    def policy(self) -> Policy:
+        """The policy with this run's weights in it, until another run steps or `policy.reset()` is called."""
+        self._writable()
+        self._ready()
+        worker.call(self.engine.hold)
+        return self.engine.policy
 
     @property
     def step(self) -> int:
@@ -421,74 +435,6 @@ class Run:
         if self.engine is not None and self.engine.store is not None:
             worker.call(self.engine.store.close)
         self._released = why
-
-
-class _Background:
-    """A run going on by itself: one job a step, so that other calls come in between."""
-
-    def __init__(self, run: Run):
-        self.run = run
-        self.done = threading.Event()
-        self.error: BaseException | None = None
-        self.changes: list[tuple] = []
-        self._asked = False
-        self._job: worker.Job | None = None
-
-    @property
-    def running(self) -> bool:
-        return not self.done.is_set()
-
-    def submit(self) -> None:
-        self._job = worker.submit(self._tick)
-
-    def ask(self, cancel: bool = False) -> None:
-        """Stop at the next step boundary; with `cancel` at the next check, undoing the step in flight."""
-        self._asked = True
-        if cancel and self._job is not None:
-            self._job.cancelled.set()
-
-    def _tick(self) -> None:
-        """One step, on the worker; then queue the next."""
-        run = self.run
-        try:
-            run._begin_now()
-            self._apply_changes()
-            if self._asked:
-                return self._end("paused")
-            if run.status != "running":
-                run._set_status("running")
-            step = run.engine.step()
-        except Interrupted:
-            return self._end("paused")
-        except BaseException as error:
-            self.error = error
-            run._failed(error)
-            self._show(error)
-            self.done.set()
-            return None
-        if step is None:
-            return self._end("finished")
-        self.submit()
-
-    def _apply_changes(self) -> None:
-        from workbench import launch
-
-        while self.changes:
-            launch.apply_change(self.run.engine, *self.changes.pop(0))
-
-    def _end(self, status: str) -> None:
-        if self.run.engine.store is not None:
-            self._apply_changes()
-            self.run._set_status(status)
-        self.done.set()
-
-    def _show(self, error: BaseException) -> None:
-        """Under the cell that started the run: a message for our own errors, the traceback for others."""
-        print(f"{self.run.name} stopped after step {self.run.step}:", file=sys.stderr)
-        if isinstance(error, WorkbenchError):
-            print(error, file=sys.stderr)
-        else:
-            traceback.print_exception(error, file=sys.stderr)
 
 
 def _headline(metrics: dict[str, float]) -> str:

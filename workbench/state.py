@@ -71,7 +71,7 @@ class State:
             with open(new, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(new, path)
-        except Exception as error:
+        except Exception as error:  # safetensors has errors of its own beside OSError
             new.unlink(missing_ok=True)
             raise StoreError(f"Writing the snapshot {path} failed: {error}. The last whole step is intact.") from error
 

@@ -9,10 +9,12 @@ from torch import nn
 
 from workbench import quantisation
 from workbench.sampling import decoder
+from workbench.text import scaled
 
 if TYPE_CHECKING:
     from workbench.policy import Policy
 
+COUNTS = ("", "K", "M", "B")
 
 def of(policy: Policy) -> str:
     """What `repr(policy)` shows."""
@@ -28,7 +30,7 @@ def of(policy: Policy) -> str:
     size = quantisation.in_words(policy.memory())
     lines = [
         f"<Policy {origin.model} ({type(base).__name__})",
-        f"  parameters  {_short_number(total)}, of which {_short_number(trained)} train "
+        f"  parameters  {scaled(total, COUNTS)}, of which {scaled(trained, COUNTS)} train "
         f"({100 * trained / max(total, 1):.3g} %)",
         f"  adapter     {'none; ' if adapter is None else ''}{kind}{rank}",
         f"  weights     {quantize}{origin.dtype} on {policy.device}, {size}, held by: {policy.holder}",
@@ -40,10 +42,3 @@ def of(policy: Policy) -> str:
 def _count(p: nn.Parameter) -> int:
     state = getattr(p, "quant_state", None)  # a 4-bit weight stores two numbers a byte
     return int(np.prod(state.shape)) if state is not None else p.numel()
-
-
-def _short_number(n: int) -> str:
-    for unit, size in (("B", 10**9), ("M", 10**6), ("K", 10**3)):
-        if n >= size:
-            return f"{n / size:.3g}{unit}"
-    return str(n)

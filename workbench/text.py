@@ -1,11 +1,29 @@
-"""Text as the rest of the bench can keep it. No imports of ours, no torch."""
+"""Text as the rest of the bench can keep and show it, numbers in words. No imports of ours, no torch."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+
+_CONTROLS = (
+    "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI "
+    "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
+).split()
+
+# Characters that act without being seen: control, format (zero width, direction, tags), filler and surrogate code
+# points, line and paragraph separators. New line and tab are left; so are the few format characters that have a
+# picture of their own (Arabic number signs), and variation selectors, which emoji are full of.
+_HIDDEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e"
+    r"\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3"
+    r"\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
+)
+
+SIZES = (" B", " KB", " MB", " GB", " TB")
+"""units of bytes, for `scaled`"""
 
 
 def clean(text: str) -> str:
@@ -44,6 +62,32 @@ def shorten(text: str, limit: int = 60) -> str:
     if len(text) > limit:
         text = text[: limit // 2] + " … " + text[-limit // 2 :]
     return repr(text)
+
+
+def _sign(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if code < 0x20:
+        return f"⟨{_CONTROLS[code]}⟩"
+    if 0xD800 <= code <= 0xDFFF:
+        return "\ufffd"
+    return f"⟨U+{code:04X}⟩"
+
+
+def visible(value: object) -> str:
+    """`value` as text in which nothing hides: control, zero-width and direction characters stand as signs.
+
+    New lines and tabs stay as they are; half a surrogate pair becomes U+FFFD.
+    """
+    text = value if isinstance(value, str) else str(value)
+    return text if text.isascii() and text.isprintable() else _HIDDEN.sub(_sign, text)
+
+
+def scaled(n: float, units: Sequence[str]) -> str:
+    """`n` to three digits with the unit of its thousands, the smallest first: 5,080,000 is "5.08 MB" in SIZES."""
+    power = 0
+    while n >= 999.5 and power < len(units) - 1:
+        n, power = n / 1000, power + 1
+    return f"{n:.3g}{units[power]}"
 
 
 def common_prefix(first: Any, second: Any) -> int:

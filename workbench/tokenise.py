@@ -22,29 +22,29 @@ What is wrong is an error or is counted in a `MaskReport`, to be shown before tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, Literal
 
 from workbench import weights
 from workbench.data import FORMS, Rows, explicit_prompt
 from workbench.data import make as make_rows
+from workbench.encoding import (
+    Coded,
+    check_length,
+    chunks,
+    doubled_start,
+    encode,
+    ended,
+    naming,
+    split_row,
+    tally_text,
+    trained_span,
+)
 from workbench.errors import DataError, SettingError
 from workbench.mask_report import MaskReport, Tally, unless_empty
-from workbench.templates import (
-    Chat,
-    Segment,
-    Split,
-    split_all,
-    split_completion,
-    split_turns,
-    template_options,
-)
-from workbench.text import clean, clean_all, common_prefix, shorten
-
-CHUNK = 256
-"""rows tokenised in one call: enough for the tokenizer's own speed, little enough for its memory"""
+from workbench.templates import Chat, Segment, Split, split_completion, template_options
+from workbench.text import clean, clean_all, shorten
 
 
 @dataclass(frozen=True)
@@ -121,32 +121,12 @@ def fit_rows(
     chat, tally = Chat(tokenizer), Tally()
 
     def split(index: int, row: dict) -> Split:
-        with _Naming(rows, index):
-            return weights.of_row(_split_row(chat, row, form, assistant_only_loss, only_completion), row)
+        with naming(rows, index):
+            return weights.of_row(split_row(chat, row, form, assistant_only_loss, only_completion), row)
 
     splits = ((index, split(index, row)) for index, row in enumerate(rows._rows))
     items = _examples(splits, tokenizer, not rows.conversational, max_length, truncation, tally)
     return Examples(items, _report(len(rows), items, tally, rows.notes, max_length))
-
-
-def encode_segments(
-    found: Iterable[Sequence[Segment]],
-    tokenizer: Any,
-    *,
-    add_special_tokens: bool,
-    max_length: int | None = 1024,
-    truncation: Literal["keep_start", "keep_end"] = "keep_start",
-) -> Examples:
-    """Rows given as segments, each trained or not, with its weight: for transforms that choose the mask.
-
-    The texts of a row's segments, joined, are tokenised at once; `add_special_tokens` as in transformers
-    (True for plain text, False for text from a chat template). Nothing is appended: the stop token is the
-    caller's.
-    """
-    tally = Tally()
-    splits = [(index, Split(tuple(segments))) for index, segments in enumerate(found)]
-    items = _examples(iter(splits), tokenizer, add_special_tokens, max_length, truncation, tally)
-    return Examples(items, _report(len(splits), items, tally, (), max_length))
 
 
 def pairs(
@@ -164,15 +144,15 @@ def pairs(
     if "label" in rows.columns and rows.form != "preference":
         raise DataError(f"{rows.source} has single answers with a label, not pairs: wb.kto reads them.")
     rows.require("chosen", "rejected", what="Preference training (dpo)")
-    _check_length(max_length)
+    check_length(max_length)
     chat, tally = Chat(tokenizer), Tally()
     items: list[Pair] = []
-    for chunk in _chunks(enumerate(rows._rows)):
+    for chunk in chunks(enumerate(rows._rows)):
         both = []
         for index, row in chunk:
-            with _Naming(rows, index):
+            with naming(rows, index):
                 both += _split_pair(chat, explicit_prompt(row))
-        coded = _encode(both, tokenizer, not rows.conversational)
+        coded = encode(both, tokenizer, not rows.conversational)
         for number, (index, _) in enumerate(chunk):
             sides = slice(2 * number, 2 * number + 2)
             pair = _pair(index, both[sides], coded[sides], tokenizer, max_length, truncation, tally)
@@ -204,7 +184,7 @@ def prompt(
             f"A prompt is text or a list of messages, not empty; this is {shorten(repr(prompt))}."
         )
     ids = list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
-    if _doubled_start(ids, tokenizer):
+    if doubled_start(ids, tokenizer):
         ids = ids[1:]
     return PromptTokens(text, ids)
 
@@ -225,53 +205,19 @@ def _fit_form(rows: Rows) -> str:
     return "prompt_completion"
 
 
-def _split_row(chat: Chat, row: dict, form: str, assistant_only: bool, only_completion: bool) -> Split:
-    options = template_options(row)
-    if form == "text":
-        return Split((Segment(_ended(row["text"], chat.tokenizer), "all", True),))
-    if form == "segments":
-        return weights.segments(row)
-    if form == "messages":
-        weights.check_messages(row["messages"], assistant_only)
-        split = split_turns if assistant_only else split_all
-        return split(chat, row["messages"], options)
-    prompt, completion = row["prompt"], row["completion"]
-    if isinstance(prompt, str):
-        segments = (
-            Segment(prompt, "prompt", not only_completion),
-            Segment(_ended(completion, chat.tokenizer), "completion", True),
-        )
-        return Split(segments)
-    weights.check_messages([*prompt, *completion], assistant_only)
-    if assistant_only:
-        return split_turns(chat, [*prompt, *completion], options, len(prompt) if only_completion else 0)
-    if only_completion:
-        return split_completion(chat, prompt, completion, options)
-    return split_all(chat, [*prompt, *completion], options)
-
-
 def _split_pair(chat: Chat, row: dict) -> list[Split]:
     options, prompt = template_options(row), row["prompt"]
     if isinstance(prompt, str):
         first = Segment(prompt, "prompt", False)
-        sides = [Segment(_ended(row[side], chat.tokenizer), side, True) for side in ("chosen", "rejected")]
+        sides = [Segment(ended(row[side], chat.tokenizer), side, True) for side in ("chosen", "rejected")]
         return [Split((first, side)) for side in sides]
     return [split_completion(chat, prompt, row[side], options) for side in ("chosen", "rejected")]
-
-
-def _ended(text: str, tokenizer: Any) -> str:
-    """The text with the tokenizer's end token, unless it ends with it (TRL's `add_eos`)."""
-    if tokenizer.eos_token is None:
-        raise DataError(
-            "The tokenizer has no end token, so plain rows cannot teach the model to stop. Set its eos_token."
-        )
-    return text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
 
 
 def _check_settings(
     rows: Rows, assistant_only: bool, completion_only: bool | None, max_length: int | None, truncation: str
 ) -> None:
-    _check_length(max_length)
+    check_length(max_length)
     if truncation not in ("keep_start", "keep_end"):
         raise SettingError(f"truncation={truncation!r}: give 'keep_start' or 'keep_end'.")
     if completion_only and rows.form != "prompt_completion":
@@ -285,65 +231,7 @@ def _check_settings(
         )
 
 
-def _check_length(max_length: int | None) -> None:
-    if max_length is not None and (not isinstance(max_length, int) or max_length < 2):
-        raise SettingError(
-            f"max_length={max_length!r}: give a number of tokens from 2, or None for no limit."
-        )
-
-
 # Tokens
-
-
-@dataclass(frozen=True)
-class _Coded:
-    """A split as tokens: segment s ends at `ends[s]`; `merged` is what the prompt alone would end in."""
-
-    ids: list[int]
-    ends: list[int]
-    merged: str = ""
-
-
-def _encode(splits: Sequence[Split], tokenizer: Any, special: bool) -> list[_Coded]:
-    """Every split's ids and segment ends, from one call of the tokenizer."""
-    texts: list[str] = []
-    for split in splits:
-        texts.append(split.text)
-        texts += [split.text[:end] for end in _inner_ends(split)]
-    coded = iter(tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"] if texts else [])
-    return [_code(split, list(next(coded)), coded, tokenizer, special) for split in splits]
-
-
-def _inner_ends(split: Split) -> list[int]:
-    ends, at = [], 0
-    for segment in split.segments[:-1]:
-        at += len(segment.text)
-        ends.append(at)
-    return ends
-
-
-def _code(split: Split, ids: list[int], coded: Iterator[list[int]], tokenizer: Any, special: bool) -> _Coded:
-    ends, merged = [], ""
-    for segment, end in zip(split.segments, _inner_ends(split), strict=False):
-        before = list(next(coded))
-        shared = common_prefix(before, ids)
-        # A tokenizer that appends its end token does so to the beginning as well; that is no merge.
-        extra = [token for token in before[shared:] if token != tokenizer.eos_token_id]
-        if extra and segment.train:
-            shared = _covering(split.text, end, shared, tokenizer, special)  # ends inside a token: train it
-        elif extra and not merged:
-            merged = shorten(tokenizer.decode(before[shared:]))
-        ends.append(shared)
-    return _Coded(ids, [*ends, len(ids)], merged)
-
-
-def _covering(text: str, end: int, least: int, tokenizer: Any, special: bool) -> int:
-    """How many tokens it takes to cover `text[:end]`, when the last of them reaches beyond `end`."""
-    if not getattr(tokenizer, "is_fast", False):
-        return least + 1
-    coded = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-    reached = [i for i, (first, stop) in enumerate(coded["offset_mapping"]) if first < end and stop > first]
-    return max(least, reached[-1] + 1 if reached else 0)
 
 
 def _examples(
@@ -355,8 +243,8 @@ def _examples(
     tally: Tally,
 ) -> list[Example]:
     items = []
-    for chunk in _chunks(splits):
-        coded = _encode([split for _, split in chunk], tokenizer, special)
+    for chunk in chunks(splits):
+        coded = encode([split for _, split in chunk], tokenizer, special)
         for (index, split), code in zip(chunk, coded, strict=True):
             item = _example(index, split, code, tokenizer, max_length, truncation, tally)
             if item is not None:
@@ -367,7 +255,7 @@ def _examples(
 def _example(
     index: int,
     split: Split,
-    code: _Coded,
+    code: Coded,
     tokenizer: Any,
     max_length: int | None,
     truncation: str,
@@ -379,7 +267,7 @@ def _example(
         weight += [segment.weight] * (end - at)
         at = max(at, end)
         stop = at - 1 if segment.train else stop
-    _tally_text(index, split, code, tokenizer, tally)
+    tally_text(index, split, code, tokenizer, tally)
     if 1 not in mask[1:]:  # nothing comes before the first token, so no loss is ever taken on it
         tally.add("empty", index)
         return None
@@ -400,7 +288,7 @@ def _example(
 def _pair(
     index: int,
     both: Sequence[Split],
-    coded: Sequence[_Coded],
+    coded: Sequence[Coded],
     tokenizer: Any,
     max_length: int | None,
     truncation: str,
@@ -408,8 +296,8 @@ def _pair(
 ) -> Pair | None:
     notes = (*both[0].notes, *both[1].notes)
     merged = coded[0].merged or coded[1].merged
-    _tally_text(index, Split(both[0].segments, notes), replace(coded[0], merged=merged), tokenizer, tally)
-    spans = [_trained(split, code) for split, code in zip(both, coded, strict=True)]
+    tally_text(index, Split(both[0].segments, notes), replace(coded[0], merged=merged), tokenizer, tally)
+    spans = [trained_span(split, code) for split, code in zip(both, coded, strict=True)]
     if None in spans:
         tally.add("empty", index)
         return None
@@ -441,51 +329,7 @@ def _pair(
     return Pair(chosen[:begin], chosen_part, rejected_part, index, dropped)
 
 
-def _trained(split: Split, code: _Coded) -> tuple[int, int] | None:
-    """The tokens [first, end) of the split's one trained segment; None when there is none."""
-    firsts = [0, *code.ends]
-    spans = [(firsts[i], firsts[i + 1]) for i, segment in enumerate(split.segments) if segment.train]
-    return spans[0] if spans and spans[0][0] < spans[0][1] else None
-
-
-def _chunks(items: Iterable) -> Iterator[list]:
-    items = iter(items)
-    while chunk := list(islice(items, CHUNK)):
-        yield chunk
-
-
 # What is counted
-
-
-class _Naming:
-    """Names the row in a DataError that comes from inside."""
-
-    def __init__(self, rows: Rows, index: int) -> None:
-        self.rows, self.index = rows, index
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if isinstance(error, DataError):
-            raise DataError(f"{self.rows.where(self.index)}: {error}") from error
-
-
-def _tally_text(index: int, split: Split, code: _Coded, tokenizer: Any, tally: Tally) -> None:
-    for name, detail in split.notes:
-        tally.add(name, index, detail)
-    if code.merged:
-        tally.add("merged", index, f"the prompt alone ends in {code.merged}")
-    if _doubled_start(code.ids, tokenizer):
-        tally.add("doubled_start", index)
-    end = tokenizer.eos_token_id
-    if end is not None and end != tokenizer.bos_token_id and code.ids[-2:] == [end, end]:
-        tally.add("doubled_stop", index)
-
-
-def _doubled_start(ids: list[int], tokenizer: Any) -> bool:
-    start = tokenizer.bos_token_id
-    return start is not None and len(ids) > 1 and ids[0] == ids[1] == start
 
 
 def _report(

@@ -5,8 +5,8 @@ Normalisers are global to the update, so how its rows are split into micro-batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,19 +228,12 @@ def has_dropout(model: torch.nn.Module) -> bool:
     return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
 
 
-def seeded(seed: int, device: torch.device):
-    """A context in which the global generators start at `seed`; afterwards they are where they were."""
-
-    class Fork:
-        def __enter__(self):
-            self.fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-            self.fork.__enter__()
-            torch.manual_seed(torch_seed(seed))
-
-        def __exit__(self, *error):
-            return self.fork.__exit__(*error)
-
-    return Fork()
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within the block the global generators start at `seed`; afterwards they are where they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(torch_seed(seed))
+        yield
 
 
 def apply(policy, state: State, settings: Settings, step: int) -> dict[str, float]:

@@ -59,7 +59,7 @@ class Worker:
             set_cell_parent(job.parent)
             try:
                 job.result = job.call()
-            except BaseException as error:
+            except BaseException as error:  # raised again in the thread that waits
                 job.error = error
             finally:
                 self.current = None

@@ -40,7 +40,7 @@ def supervised_losses() -> str:
 
 
 def supervised_reductions() -> str:
-    rows = [[code(name), code(formula)] for name, formula in supervised.REDUCTIONS.items()]
+    rows = [[code(name), code(row.formula)] for name, row in supervised.REDUCTIONS.items()]
     return table(["loss_reduction", "formula"], rows)
 
 

@@ -29,7 +29,7 @@ class Section:
 
 SECTIONS = (
     Section("Policy", ("load", "LoRA", "Policy"), "A causal LM, its tokenizer and its adapter."),
-    Section("Rows", ("rows", "Rows"), "What training reads. Which columns make which form:"),
+    Section("Rows", ("rows", "Rows", "show_mask"), "What training reads. Which columns make which form:"),
     Section("Task", ("task", "Task"), "Rows with the functions that score what a model makes of them: what RL needs."),
     Section("Rewards", ("rewards",)),
     Section("Rollouts", ("Rollouts",), "Completions, and what is known about each."),

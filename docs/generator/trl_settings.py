@@ -202,8 +202,3 @@ def arguments_table() -> str:
             other = ANSWERS[name].here
             rows.append([code(name), takers, "not here" if other is None else _typed(other, {}), _why(name)])
     return table(["argument in TRL", "of", "here", "the difference"], rows)
-
-
-def every_name() -> set[str]:
-    """All settings and arguments of TRL that the page has to name."""
-    return {*common(), *arguments()} | {name for trainer in TRAINERS for name in of_config(trainer)}

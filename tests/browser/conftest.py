@@ -2,6 +2,7 @@
 
 The server has private folders, so that nobody's settings count. Lab is driven by its commands, and outputs are read
 from the notebook's model. Whatever asks for something outside this machine is stopped and noted, and fails the test.
+Where there is no Chromium, `tests/conftest.py` skips what is marked `browser`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import Any
 import nbformat
 import pytest
 
-CHROMIUM = Path("/usr/bin/chromium")
+from workbench.doctor import chromium as find_chromium
+
 REPO = Path(__file__).parents[2]
 SLOW = 60_000
 """milliseconds that a page gets: the machine may be busy"""
@@ -68,8 +70,6 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Server]:
     """JupyterLab on a free port, with `writer.py` beside the notebooks."""
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}; apt-get install chromium")
     home, root = tmp_path_factory.mktemp("jupyter"), tmp_path_factory.mktemp("notebooks")
     (root / "writer.py").write_text((Path(__file__).parent / "writer.py").read_text())
     with socket.socket() as free:
@@ -130,13 +130,11 @@ def _stop(process: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory) -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"no {CHROMIUM}; apt-get install chromium")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         context = playwright.chromium.launch_persistent_context(
-            tmp_path_factory.mktemp("chromium"), executable_path=str(CHROMIUM), headless=True,
+            tmp_path_factory.mktemp("chromium"), executable_path=find_chromium(), headless=True,
             args=[f"--{flag}" for flag in FLAGS], viewport={"width": 1400, "height": 1000},
         )  # fmt: skip
         context.set_default_timeout(SLOW)

@@ -7,16 +7,48 @@ nor peft.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.errors import SettingError
+from workbench.errors import SettingError, nearest
 
 EDITS_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """LoRA initialisations that change the weights of the base model as they attach (peft `init_lora_weights`)"""
 
 
+PEFT_NAMES = {
+    "rank": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "modules": "targets",
+}
+"""what LoRA's arguments are called elsewhere"""
+
+
+def _answering(cls: type) -> type:
+    """Answer an argument that `cls`, a dataclass, does not have with the one it has. SettingError."""
+    plain = cls.__init__
+
+    @functools.wraps(plain)
+    def __init__(self, *args: Any, **given: Any) -> None:
+        for name in given:
+            if name not in cls.__dataclass_fields__:
+                ours = PEFT_NAMES.get(name) or nearest(name, cls.__dataclass_fields__)
+                hint = f" Did you mean {ours!r}?" if ours else ""
+                raise SettingError(
+                    f"{cls.__name__} has no {name!r}.{hint} It has {', '.join(cls.__dataclass_fields__)}; for more,"
+                    " attach a peft.LoraConfig."
+                )
+        plain(self, *args, **given)
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_answering
 @dataclass(frozen=True)
 class LoRA:
     """Low-rank adaptation, W + (alpha / r) B A with B = 0 at the start (Hu et al. 2021, arXiv 2106.09685)."""

@@ -134,8 +134,3 @@ class Context:
                 for i, row, count in zip(rows, scores.logprob.double().cpu(), part.scored(), strict=True):
                     made[i] = row[:count].tolist()
         return made
-
-    def reference_logprobs(self, batch: update.Batch, temperature: float = 1.0) -> list[list[float]]:
-        """The same under the reference: the policy as it was when the run began."""
-        with self.policy.holding(self.reference()):
-            return self.logprobs(batch, "reference", temperature)

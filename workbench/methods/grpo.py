@@ -17,6 +17,7 @@ import numpy as np
 
 from workbench import tokenise, update
 from workbench.errors import DataError
+from workbench.evaluation import mean
 from workbench.methods import Method, entropy, reference, rl_batch
 from workbench.methods.context import Context, Step
 from workbench.methods.evaluate import evaluate_task
@@ -71,7 +72,8 @@ def train(state: State, ctx: Context, rollouts: Rollouts, index: int) -> dict[st
         state.json["updates"] = state.json.get("updates", 0) + 1
         reference.sync(state, ctx, state.json["updates"])
         outcomes.append(outcome)
-    means = {name: _mean([o.metrics[name] for o in outcomes]) for name in outcomes[0].metrics}
+    # an update without any token to look at has NaN for metrics of tokens
+    means = {name: mean([o.metrics[name] for o in outcomes]) for name in outcomes[0].metrics}
     return metrics | means | {"loss": float(np.mean([o.loss for o in outcomes]))}
 
 
@@ -95,12 +97,6 @@ def preview(ctx: Context, rollouts: Rollouts) -> update.Outcome:
     outcome = ctx.look(batch, objective(settings, coef), totals, "preview", temperature=settings.temperature)
     outcome.metrics = describe(rollouts) | metrics | outcome.metrics
     return outcome
-
-
-def _mean(values: list[float]) -> float:
-    """Over the updates that have the metric: one without any token to look at has none of tokens."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
 
 
 METHOD = Method("grpo", "task", prepare, loop, evaluate, preview)

@@ -25,6 +25,8 @@ from workbench.objectives import Objective
 from workbench.objectives.unpaired import UNPAIRED, unpaired
 from workbench.state import State
 
+ALONE = "KTO's baseline pairs a prompt with another row's answer: give two rows or more that can be trained on."
+
 
 @dataclass(frozen=True)
 class AnswerData:
@@ -33,6 +35,11 @@ class AnswerData:
     items: list[Labelled]
     report: MaskReport
     memory: reference.Memory = field(default_factory=reference.Memory)
+
+    def check(self, settings) -> None:
+        """Raise DataError where there are too few rows for the loss."""
+        if UNPAIRED[settings.loss_type].baseline and len(self.items) < 2:
+            raise DataError(ALONE)
 
 
 def prepare(tokenizer, rows, settings) -> AnswerData:
@@ -49,13 +56,15 @@ def notice(data: AnswerData, settings) -> str | None:
     left, right = settings.desirable_weight * good, settings.undesirable_weight * bad
     if right and 1 - 1e-9 <= left / right <= 4 / 3 + 1e-9:
         return None
-    share = f"{left / right:.3g}" if right else "infinite"
+    if not good or not bad:
+        kind = "desirable" if good else "undesirable"
+        return f"All rows have one label ({kind}): KTO learns from desirable answers beside undesirable ones."
+    if not left or not right:
+        return f"the {bad if left else good} {'un' if left else ''}desirable rows have weight 0 and count for nothing."
     said = (
         f"{good} desirable rows of weight {settings.desirable_weight:g} stand against {bad} others of weight"
-        f" {settings.undesirable_weight:g}: a share of {share}; the KTO paper wants 1 to 4/3."
+        f" {settings.undesirable_weight:g}: a share of {left / right:.3g}; the KTO paper wants 1 to 4/3."
     )
-    if not good or not bad:
-        return f"{said} All rows have one label."
     low, high = settings.undesirable_weight * bad / good, settings.desirable_weight * good / bad
     return (
         f"{said} Set desirable_weight between {low:.3g} and {4 / 3 * low:.3g}, or undesirable_weight between"
@@ -110,7 +119,7 @@ def totals(state: State | None, ctx: Context, batch: update.Batch, items: Sequen
 def kl(state: State | None, ctx: Context, items: Sequence[Labelled]) -> float:
     """z, in nats per answer: see the module. Raises DataError for a single row, which has no other's answer."""
     if len(items) < 2:
-        raise DataError("KTO's baseline pairs a prompt with another row's answer; give two rows or more.")
+        raise DataError(ALONE)
     crossed = joined(ctx, items, [items[i - 1].completion for i in range(len(items))])
     policy = ctx.logprobs(crossed, "kl policy")
     fixed = reference.logprobs(state, ctx, crossed, "kl reference")

@@ -3,7 +3,7 @@ the correction for the sampler, all taken before the first update."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,8 +44,7 @@ def make(
     if kl_in_reward:
         kl, metrics["kl"] = kl_of_rows(whole)
     task = getattr(ctx.data, "task", None)
-    weights = {} if task is None else dict(zip(task.reward_names, task.weights, strict=True))
-    rollouts.advantage = advantages_of(rollouts, settings, weights, kl)
+    rollouts.advantage = advantages_of(rollouts, settings, {} if task is None else task.weight_of, kl)
     whole.columns["advantage"] = rollouts.advantage.tolist()
     if "old_logprob" in whole.columns and "sampler_logprob" in whole.columns:
         metrics |= correct(whole, settings)
@@ -95,7 +94,8 @@ def add_overlong(rollouts: Rollouts, settings: Any) -> None:
     rollouts.reward = rollouts.reward + punishment
 
 
-def check_overlong(names: Any, settings: Any) -> None:
+def check_overlong(names: Collection[str], settings: Any) -> None:
+    """Raise SettingError where `overlong_cache` would add a reward under a name among `names`."""
     # the settings of a supervised run, which is held to a task, have no such setting
     if getattr(settings, "overlong_cache", None) is not None and OVERLONG in names:
         raise SettingError(

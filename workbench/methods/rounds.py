@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from workbench import advantages, worker
+from workbench.evaluation import mean
 from workbench.methods.context import Context, count_tokens
 from workbench.methods.evaluate import join, sample, score
 from workbench.methods.rl_batch import add_overlong
@@ -46,6 +47,7 @@ def gather(state: State, ctx: Context, index: int) -> tuple[Rollouts, dict[str, 
     everything = join(rounds) if len(rounds) > 1 else rounds[0]
     metrics = _means(logged) | describe(everything)
     metrics["num_tokens"] = count_tokens(state, everything.prompt_ids + everything.ids)
+    _warn_of_nothing(index, everything, settings)
     if not settings.dynamic_sampling:
         return everything, metrics
     sampled = len(set(everything.group))
@@ -58,6 +60,21 @@ def gather(state: State, ctx: Context, index: int) -> tuple[Rollouts, dict[str, 
     kept = min(len(alive), settings.prompts_per_step)
     metrics |= {"sampling/yield": kept / sampled, "sampling/rounds": float(len(rounds))}
     return choose(everything, alive, settings.prompts_per_step), metrics
+
+
+def _warn_of_nothing(index: int, made: Rollouts, settings) -> None:
+    """Say where a step can teach nothing: no completion has a reward, or all of them are left out of the loss."""
+    if np.isnan(made.reward).all():
+        worker.warn(
+            f"Step {index}: none of the {len(made)} completions has a reward (every function gave None for every one),"
+            " so this step teaches nothing."
+        )
+    elif settings.mask_truncated_completions and all(reason == "length" for reason in made.finish_reason):
+        worker.warn(
+            f"Step {index}: all {len(made)} completions hit max_new_tokens={settings.max_new_tokens}, and"
+            " mask_truncated_completions leaves such out of the loss, so this step teaches nothing. Give them more"
+            " tokens, or mask_truncated_completions=False."
+        )
 
 
 def _round(state: State, ctx: Context, index: int, number: int) -> tuple[Rollouts, dict[str, float]]:
@@ -97,18 +114,21 @@ def describe(rollouts: Rollouts) -> dict[str, float]:
     """
     reward = np.asarray(rollouts.reward, dtype=np.float64)  # (N,)
     spread = advantages.spread(torch.from_numpy(reward), rollouts.group)
-    metrics = {"reward": _mean(reward), "reward_std": _std(reward)}
+    metrics = {"reward": mean(reward), "reward_std": _std(reward)}
     metrics["frac_reward_zero_std"] = float((spread.abs() < DEAD).double().mean())
     for name, values in rollouts.rewards.items():
-        metrics |= {f"rewards/{name}/mean": _mean(values), f"rewards/{name}/std": _std(values)}
+        metrics |= {f"rewards/{name}/mean": mean(values), f"rewards/{name}/std": _std(values)}
     lengths = np.array([len(ids) for ids in rollouts.ids], dtype=np.float64)
     cut = np.array([reason == "length" for reason in rollouts.finish_reason])
+    ended = np.zeros(1) if cut.all() else lengths[~cut]  # (N,) of those that ended by themselves
     return metrics | {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": float(cut.mean()),
-        "completions/mean_terminated_length": float(lengths[~cut].mean()) if not cut.all() else 0.0,
+        "completions/mean_terminated_length": float(ended.mean()),
+        "completions/min_terminated_length": float(ended.min()),
+        "completions/max_terminated_length": float(ended.max()),
     }
 
 
@@ -116,10 +136,6 @@ def _means(logged: list[dict[str, float]]) -> dict[str, float]:
     """What reward functions logged, the mean over rounds (all of one size)."""
     names = dict.fromkeys(name for one in logged for name in one)
     return {name: float(np.mean([one[name] for one in logged if name in one])) for name in names}
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
 
 
 def _std(values: np.ndarray) -> float:

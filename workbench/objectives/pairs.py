@@ -112,7 +112,7 @@ def pair_scores(
     counted = mask  # (B, T)
     if ld_alpha is not None:
         shared = torch.minimum(length[0::2], length[1::2]).repeat_interleave(2)  # (B,)
-        counted = mask * torch.where(mask.cumsum(-1) <= shared[:, None], 1.0, ld_alpha)
+        counted = torch.where(mask.cumsum(-1) <= shared[:, None], mask, ld_alpha * mask)
     logp = (scores.logprob * counted).sum(-1)  # (B,)
     known = {}
     if "ref_logprob" in columns:

@@ -18,7 +18,7 @@ class Reduction:
 
     function: Callable[[Tensor, Tensor, Mapping[str, float]], Tensor]
     formula: str
-    paper: str
+    paper: str = ""
     note: str = ""
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workbench.objectives import Metrics, mean_over
+from workbench.objectives.reductions import Reduction
 
 
 def likelihood(scores) -> Tensor:
@@ -34,11 +35,27 @@ LOSSES = {
     "nll": Loss(likelihood, "-log p", "maximum likelihood"),
     "dft": Loss(dynamic, "-sg(p) log p", "dynamic fine-tuning, Wu et al. 2025, arXiv 2508.05629"),
 }
+"""token losses, by `loss_type`"""
+
+
+def by_token(loss: Tensor, trained: Tensor, totals: Mapping[str, float]) -> Tensor:
+    return loss.sum() / totals["tokens"]
+
+
+def by_weight(loss: Tensor, trained: Tensor, totals: Mapping[str, float]) -> Tensor:
+    return loss.sum() / totals["weight"]
+
+
+def by_row(loss: Tensor, trained: Tensor, totals: Mapping[str, float]) -> Tensor:
+    return (loss.sum(1) / trained.sum(1).clamp(min=1)).sum() / totals["rows"]
+
+
 REDUCTIONS = {
-    "token": "sum(w * loss) / number of trained tokens of the update",
-    "weight": "sum(w * loss) / sum(w) over the update",
-    "row": "mean over the update's rows of sum(w * loss) / number of the row's trained tokens",
+    "token": Reduction(by_token, "sum(w * loss) / number of trained tokens of the update"),
+    "weight": Reduction(by_weight, "sum(w * loss) / sum(w) over the update"),
+    "row": Reduction(by_row, "mean over the update's rows of sum(w * loss) / number of the row's trained tokens"),
 }
+"""how weighted token losses (B, T), 0 where `trained` is, become one number, by `loss_reduction`"""
 
 
 def weighted(
@@ -65,10 +82,7 @@ def weighted(
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * scores.mean_logprob
     loss = weight * loss
-    if reduction == "row":
-        total = (loss.sum(1) / trained.sum(1).clamp(min=1)).sum() / totals["rows"]
-    else:
-        total = loss.sum() / totals["weight" if reduction == "weight" else "tokens"]
+    total = REDUCTIONS[reduction].function(loss, trained, totals)
     metrics = {
         "mean_token_accuracy": mean_over(scores.top1.to(scores.logprob.dtype), trained),
         "entropy": mean_over(scores.entropy, trained),

@@ -147,7 +147,7 @@ def serve() -> None:
     try:
         module, _, name = sys.argv[1].partition(":")
         function = getattr(importlib.import_module(module), name)
-    except Exception as error:
+    except Exception as error:  # for the caller to raise
         say(error=f"{type(error).__name__}: {error}")
         return
     say(ready=True)
@@ -157,7 +157,7 @@ def serve() -> None:
             signal.alarm(int(seconds) + 30)
         try:
             answer = {"value": function(*args)}
-        except Exception as error:
+        except Exception as error:  # for the caller to raise
             answer = {"error": f"{type(error).__name__}: {str(error)[:300]}"}
         if hasattr(signal, "alarm"):
             signal.alarm(0)

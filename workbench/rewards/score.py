@@ -67,11 +67,6 @@ class RewardTable:
     def __len__(self) -> int:
         return len(self.total)
 
-    @property
-    def unscored(self) -> int:
-        """Completions that no function scored: their total is NaN, their advantage 0."""
-        return int(np.isnan(self.total).sum())
-
 
 @dataclass
 class _Call:
@@ -221,7 +216,7 @@ def _call_one(call: _Call, rows: Sequence[int] | None = None, quiet: bool = Fals
         return output
     except Interrupted:
         raise
-    except Exception as error:
+    except Exception as error:  # a user's function may raise anything
         if quiet:
             raise
         _raised(call, error)
@@ -249,7 +244,7 @@ def _find_row(call: _Call) -> str:
             _call_one(call, [i], quiet=True)
         except Interrupted:
             raise
-        except Exception:
+        except Exception:  # a user's function: this is the row it fails on
             return f"for row {i} of {n} (counted from 0), the completion {short(call.completions[i])}."
     return f"for the batch of {n} completions, though for none of them alone."
 

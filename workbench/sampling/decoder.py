@@ -44,8 +44,8 @@ class Sampling:
 
     def checked(self) -> Sampling:
         """Itself, if every setting makes sense. Raises SettingError."""
-        _whole("max_new_tokens", self.max_new_tokens, 1)
-        _whole("top_k", self.top_k, 0)
+        check_whole("max_new_tokens", self.max_new_tokens, 1)
+        check_whole("top_k", self.top_k, 0)
         if not (_is_number(self.temperature) and 0 <= self.temperature < float("inf")):
             raise SettingError(
                 f"temperature={self.temperature!r} must be a number of at least 0; 0 is greedy."
@@ -327,6 +327,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def _whole(name: str, value: Any, least: int) -> None:
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raises SettingError unless `value` is a whole number from `least`."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise SettingError(f"{name}={value!r} must be a whole number of at least {least}.")

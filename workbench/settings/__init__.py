@@ -17,10 +17,10 @@ from workbench.settings.base import Settings
 from workbench.settings.preference import CPOSettings, DPOSettings, KTOSettings, ORPOSettings
 from workbench.settings.rl import GRPOSettings
 from workbench.settings.supervised import SFTSettings
-from workbench.settings.trl import ANSWERS, TRL_NAMES, say
+from workbench.settings.trl import ANSWERS, ARGUMENTS, TRL_NAMES, say
 
 __all__ = ["METHODS", "TRL_NAMES", "CPOSettings", "DPOSettings", "GRPOSettings", "KTOSettings", "ORPOSettings"]
-__all__ += ["SFTSettings", "Settings", "check", "evaluation_due", "fixed", "known", "make"]
+__all__ += ["SFTSettings", "Settings", "check", "evaluation_due", "fixed", "known", "make", "typed"]
 
 METHODS: dict[str, type[Settings]] = {
     "sft": SFTSettings,
@@ -43,8 +43,8 @@ def make(method: str, given: Mapping[str, Any], base: Settings | None = None) ->
     given = kind.resolve(given, base)
     for name in given:
         if name not in fields:
-            raise SettingError(f"wb.{method} has no setting {name!r}.{_ours(name, fields)}")
-    values = {name: _typed(name, value, str(fields[name].type)) for name, value in given.items()}
+            raise SettingError(f"wb.{method} has no setting {name!r}.{_ours(method, name, fields)}")
+    values = {name: typed(name, value, str(fields[name].type)) for name, value in given.items()}
     settings = dataclasses.replace(base, **values) if base else kind(**values)
     check(method, settings)
     return settings
@@ -60,11 +60,16 @@ def fixed(method: str) -> set[str]:
     return {field.name for field in dataclasses.fields(METHODS[method]) if field.metadata.get("fixed")}
 
 
-def _ours(name: str, fields: Mapping[str, Any]) -> str:
-    if having := [f"wb.{method}" for method, kind in METHODS.items() if name in kind.__dataclass_fields__]:
-        return (
-            f" {' and '.join(having)} {'have' if len(having) > 1 else 'has'} it. Settings: {', '.join(sorted(fields))}."
-        )
+def _ours(method: str, name: str, fields: Mapping[str, Any]) -> str:
+    """What to write instead of `name`, which is no setting of `method`."""
+    if having := [f"wb.{other}" for other, kind in METHODS.items() if name in kind.__dataclass_fields__]:
+        longer = [field for field in fields if field.startswith(name) or name.startswith(f"{field}_")]
+        near = f" Did you mean {longer[0]!r}?" if longer else ""
+        has = "have" if len(having) > 1 else "has"
+        return f"{near} {' and '.join(having)} {has} it. Settings: {', '.join(sorted(fields))}."
+    if name in ARGUMENTS:
+        later = " A run that has begun is followed by run.track(...)." if name == "track" else ""
+        return f" It is an argument of wb.{method} ({ARGUMENTS[name]}), given when a run begins.{later}"
     if name in ANSWERS:
         return f" {say(name)}"
     hit = nearest(name, [*fields, *ANSWERS])
@@ -74,7 +79,7 @@ def _ours(name: str, fields: Mapping[str, Any]) -> str:
     return f"{hint} Settings: {', '.join(sorted(fields))}."
 
 
-def _typed(name: str, value: Any, kind: str) -> Any:
+def typed(name: str, value: Any, kind: str) -> Any:
     """`value` as the field's type, which is written as `int`, `float | None`, `str | tuple[str, ...]` and so on.
 
     Whole floats pass for int, ints for float, numpy scalars for both, lists for tuples; a list of one is that one
@@ -89,7 +94,7 @@ def _typed(name: str, value: Any, kind: str) -> Any:
         element = next((k[len("tuple[") : -len(", ...]")] for k in kinds if k.startswith("tuple[")), None)
         if element is None or not value:
             raise SettingError(f"{name}={value!r}: expected {kind}, got {'an empty ' * (not value)}list.")
-        made = tuple(_typed(f"{name}[{i}]", item, element) for i, item in enumerate(value))
+        made = tuple(typed(f"{name}[{i}]", item, element) for i, item in enumerate(value))
         return made[0] if len(made) == 1 and element in kinds else made
     if isinstance(value, Mapping) and "dict" in kinds:
         return dict(value)

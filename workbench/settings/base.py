@@ -20,6 +20,8 @@ OPTIMISERS = (
 )
 """what `optim` may be; `workbench.optimiser` has them"""
 PAGED = ("paged_adamw", "paged_adamw_32bit", "paged_adamw_8bit")
+ADAMW = dict.fromkeys(("adam", "adamw"), "Did you mean 'adamw_torch'?")
+PLATEAU = "It follows the loss, and here a schedule follows from the step: run.set(lr=...) when the loss stays."
 NOT_PAGED = "Moments are not paged out to the CPU here; optim='adamw_8bit' gives paged_adamw_8bit's numbers."
 
 
@@ -56,7 +58,7 @@ class Settings:
     micro_batch_size: int | None = knob(None, at_least=1)
     """rows (DPO: pairs) that go through the model at once; None: as many as keep the logits under 1 GiB.
     It never changes a result (but for the draws of dropout), only memory and time"""
-    optim: str = knob("adamw_torch", choices=OPTIMISERS, hints=dict.fromkeys(PAGED, NOT_PAGED))
+    optim: str = knob("adamw_torch", choices=OPTIMISERS, hints=ADAMW | dict.fromkeys(PAGED, NOT_PAGED))
     """the optimiser: 'adamw_torch' (moments in the parameters' precision), 'adamw_torch_fused' (one kernel for all of
     it), 'adamw_8bit' or 'adamw_bnb_8bit' (the same: bitsandbytes' AdamW with 8-bit moments), 'adafactor', 'sgd' or
     'rmsprop'. Changed within a run, the new one starts without moments"""
@@ -70,7 +72,9 @@ class Settings:
     """AdamW: added to the root of the squared gradients' mean"""
     max_grad_norm: float = knob(1.0, at_least=0.0)
     """gradients are scaled down to this global norm; 0 leaves them as they are"""
-    lr_scheduler_type: str = knob("constant", choices=SCHEDULES)
+    lr_scheduler_type: str = knob(
+        "constant", choices=SCHEDULES, hints=dict.fromkeys(("reduce_lr_on_plateau", "greedy"), PLATEAU)
+    )
     """how the learning rate goes after the warm-up, by transformers' names: 'constant' (or 'constant_with_warmup', the
     same here), 'linear' and 'cosine' (to zero at the last step), 'cosine_with_restarts', 'polynomial', 'inverse_sqrt',
     'cosine_with_min_lr', 'cosine_warmup_with_min_lr', 'warmup_stable_decay'"""

@@ -124,6 +124,8 @@ class DPOSettings(ReferenceSettings, PairSettings):
         losses = self.losses
         if self.loss_weights is not None and len(self.loss_weights) != len(losses):
             return f"loss_weights has {len(self.loss_weights)} weights, loss_type {len(losses)} losses; give one each."
+        if not any(self.parts().values()):
+            return "loss_weights are all 0, so nothing would be learned."
         if "exo_pair" in losses and self.label_smoothing == 0:
             return "loss_type='exo_pair' needs label_smoothing above 0; the EXO paper takes 1e-3."
         if self.use_weighting and (found := [name for name in losses if name in SORTED]):
@@ -155,7 +157,9 @@ class DPOSettings(ReferenceSettings, PairSettings):
 class CPOSettings(PairSettings):
     """Contrastive preference optimisation and SimPO: losses on pairs without a reference, plus the likelihood."""
 
-    loss_type: str = knob("sigmoid", choices=(*CPO_LOSSES, "alphapo"))
+    loss_type: str = knob(
+        "sigmoid", choices=(*CPO_LOSSES, "alphapo"), hints={"cpo": "The loss of the CPO paper is 'sigmoid' here."}
+    )
     """'sigmoid' (CPO), 'hinge' (SLiC), 'ipo', 'simpo'; 'alphapo' is 'simpo' with cpo_alpha=0"""
     label_smoothing: float = knob(0.0, at_least=0.0, below=0.5)
     """how often a label is taken to be wrong"""

@@ -19,7 +19,9 @@ class SFTSettings(Settings):
     """longer rows are cut to so many tokens (counted and shown); None: never. With `packing`, the size of a pack"""
     truncation_mode: str = knob("keep_start", choices=("keep_start", "keep_end"), fixed=True)
     """'keep_start' or 'keep_end': which part of an over-long row is kept"""
-    loss_type: str = knob("nll", choices=("nll", "dft"))
+    loss_type: str = knob(
+        "nll", choices=("nll", "dft"), hints={"chunked_nll": "TRL's 'chunked_nll' is 'nll' under an older name."}
+    )
     """the loss of a token: 'nll', its negative log-likelihood, or 'dft', that times its probability (dynamic
     fine-tuning, Wu et al. 2025, arXiv 2508.05629)"""
     label_smoothing_factor: float = knob(0.0, at_least=0.0, below=1.0)

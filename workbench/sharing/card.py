@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from workbench import settings as settings_of
 from workbench.sharing import curves, papers
 from workbench.store import Store
 from workbench.tracking.record import data_of
-from workbench.views.text import number
+from workbench.views.text import number_or_dash
 
 NAME, PICTURE, SCRIPT = "README.md", "curves.svg", "train.py"
 ASIDE = "README.workbench.md"
@@ -30,6 +29,10 @@ ASIDE = "README.workbench.md"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+|gpt2|distilgpt2")
 HUB_DATA = re.compile(r"([\w.-]+/[\w.-]+) \(([\w.-]+)\)")
 MOST_EVALUATIONS = 12
+AGAIN = (
+    "`train.py` in this folder is the run as a script, without its rows: `python train.py --out runs/again`. It says"
+    " where its rows have to be, and how to check that they are the same.\n"
+)
 
 
 def write(new: Path, old: Path, policy: dict[str, Any], store: Store | None = None, script: str = "") -> dict[str, Any]:
@@ -83,8 +86,8 @@ def make(policy: dict[str, Any], store: Store | None = None, picture: bool = Fal
         _section("Results", _results(store) if store is not None else ""),
         _section("Settings", _settings(meta["method"], settings) if store is not None else ""),
         _section("Adapter", _adapter(policy)),
-        _section("Versions", _pairs(meta.get("versions") or _versions())),
-        _section("To do it again", _again(meta) if store is not None else ""),
+        _section("Versions", _pairs(meta.get("versions") or versions())),
+        _section("To do it again", AGAIN if store is not None else ""),
         _section(
             "Citations", "```bibtex\n" + "\n\n".join(papers.bibtex(name) for name in cited) + "\n```\n" if cited else ""
         ),
@@ -248,19 +251,13 @@ def _results(store: Store) -> str:
         if len(some) > MOST_EVALUATIONS:
             kept = [round(i * (len(some) - 1) / (MOST_EVALUATIONS - 1)) for i in range(MOST_EVALUATIONS)]
             some = some.iloc[kept]
-        rows = [
-            [step, *(_number(value) for value in row)] for step, row in zip(some.index, some.to_numpy(), strict=True)
-        ]
+        rows = [[step, *map(number_or_dash, row)] for step, row in zip(some.index, some.to_numpy(), strict=True)]
         parts.append("On held-out data:\n\n" + markdown.table(["step", *held_out], rows))
     last = wide.ffill().iloc[-1]
-    rows = [[name, _number(last[name])] for name in wide.columns if name not in held_out]
+    rows = [[name, number_or_dash(last[name])] for name in wide.columns if name not in held_out]
     if rows:
         parts.append("At the last step:\n\n" + markdown.table(["metric", "value"], rows))
     return "\n".join(parts)
-
-
-def _number(value: float) -> str:
-    return "–" if value is None or math.isnan(value) else number(value)
 
 
 def _settings(method: str, settings: dict[str, Any]) -> str:
@@ -294,14 +291,6 @@ def _adapter(policy: dict[str, Any]) -> str:
     return _pairs(said)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of the packages that numbers depend on."""
     return {name: version(name) for name in ("torch", "transformers", "peft")}
-
-
-def _again(meta: dict[str, Any]) -> str:
-    return (
-        "`train.py` in this folder is the run as a script, without its rows: `python train.py --out runs/again`. It "
-        "says where its rows have to be, and how to check that they are the same.\n"
-        if meta
-        else ""
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import RunError, SettingError
+from workbench.text import SIZES, scaled
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?")
 
@@ -110,17 +111,10 @@ def _say(folder: Path, repo_id: str, private: bool, revision: str | None, exists
     size = sum(path.stat().st_size for path in files)
     whose = "that is there" if exists else "new, private" if private else "new, PUBLIC"
     print(
-        f"Uploading {len(files)} files, {_bytes(size)}, to {repo_id}{f' ({revision})' if revision else ''} ({whose}): "
-        + ", ".join(f"{path.relative_to(folder)} {_bytes(path.stat().st_size)}" for path in files)
+        f"Uploading {len(files)} files, {scaled(size, SIZES)}, to {repo_id}{f' ({revision})' if revision else ''} "
+        f"({whose}): "
+        + ", ".join(f"{path.relative_to(folder)} {scaled(path.stat().st_size, SIZES)}" for path in files)
     )
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "B" or size >= 10 else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"
 
 
 def _no_login() -> str:

@@ -23,7 +23,7 @@ from workbench.errors import StoreError
 from workbench.sharing.card import HUB_DATA, differing
 from workbench.sharing.source import NoSource, definition
 from workbench.store import Store
-from workbench.tracking.record import data_of
+from workbench.tracking.record import data_of, rewards_at
 
 ALWAYS = ("steps", "lr", "seed")
 """settings that the script names even where they are the defaults"""
@@ -59,7 +59,8 @@ def line_of(store: Store, last: int | None = None) -> Line:
             made.last = last
             old, new = before.settings(parent["step"] + 1, parent["branch"]), meta["settings"]
             _add(made, parent["step"], {"settings": {k: v for k, v in new.items() if old.get(k) != v}})
-            if (rewards := _entries(meta)) != _rewards_before(before, parent["step"] + 1, parent["branch"]):
+            rewards = rewards_at(store, parent["step"])
+            if rewards != rewards_at(before, parent["step"] + 1, parent["branch"]):
                 _add(made, parent["step"], {"rewards": rewards})
     for event in store.events(None).itertuples():
         if event.kind == "set" and event.step <= last:
@@ -81,20 +82,12 @@ def _add(line: Line, step: int, change: dict[str, Any]) -> None:
         del line.changes[step]
 
 
-def _entries(meta: dict[str, Any]) -> list[dict] | None:
-    return meta["data"]["task"]["rewards"] if meta["data"]["kind"] == "task" else None
-
-
-def _rewards_before(store: Store, step: int, branch: int) -> list[dict] | None:
-    entries = _entries(store.meta)
-    for event in store.events(branch).itertuples():
-        if event.kind == "set" and event.step <= step and "rewards" in event.payload:
-            entries = event.payload["rewards"][1]
-    return entries
-
-
 def write(run: Any, path: Path | None = None) -> str:
-    """The script of a `Run`; with `path` it is written there, with rows that were given in memory beside it."""
+    """The script of a `Run`; with `path` it is written there, with rows that were given in memory beside it.
+
+    Raises StoreError where it cannot be written."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise StoreError(f"The script cannot be written to {path}: give the name of a file in a folder that is there.")
     script = _Script(run.store, line_of(run.store), partial(functions_at, run), path)
     text = script.text()
     ast.parse(text)  # the script is Python, whatever was in the record
@@ -111,9 +104,9 @@ def functions_at(run: Any, step: int) -> dict[str, Callable]:
     process has them."""
     if run.engine is None:
         return {}
-    live = run.engine._live_at(step)
+    live = run.engine.live_at(step)
     task = getattr(live.data, "task", None)
-    return {} if task is None or live.missing else dict(zip(task.reward_names, task.rewards, strict=True))
+    return {} if task is None or live.missing else task.functions
 
 
 class _Script:

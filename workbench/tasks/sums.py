@@ -168,11 +168,6 @@ def correct(completions: list, answer: list, **kwargs) -> list[float]:
 correct.extract = final_number  # an evaluation lets the samples of a prompt vote on it (eval/maj@n)
 
 
-def formatted(completions: list, **kwargs) -> list[float]:
-    """1.0 where the completion ends in `#### <number>`, right or wrong, else 0.0."""
-    return [float(final_number(completion_text(completion)) is not None) for completion in completions]
-
-
 def worked(completions: list, **kwargs) -> list[float]:
     """The share of the equations shown ("27+38=65") that hold; 0.0 where none is shown."""
     shares = []

@@ -60,6 +60,16 @@ class Task:
         self.rows.require("prompt", what="A task")
         check_columns(self.rewards, self.reward_names, self.rows.columns)
 
+    @property
+    def functions(self) -> dict[str, Callable]:
+        """The reward functions by name."""
+        return dict(zip(self.reward_names, self.rewards, strict=True))
+
+    @property
+    def weight_of(self) -> dict[str, float]:
+        """The weights of the reward functions by name."""
+        return dict(zip(self.reward_names, self.weights, strict=True))
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -108,8 +118,8 @@ class Task:
             "name": self.name,
             "verdict": self.verdict,
             "rewards": [
-                {"name": name, "weight": weight, "reference": refer(fn)}
-                for name, weight, fn in zip(self.reward_names, self.weights, self.rewards, strict=True)
+                {"name": name, "weight": self.weight_of[name], "reference": refer(fn)}
+                for name, fn in self.functions.items()
             ],
         }
 
@@ -136,7 +146,7 @@ def rebuild(
         else:
             try:
                 functions[name] = resolve(entry["reference"])
-            except Exception as error:
+            except Exception as error:  # importing runs a module of the user's
                 where = entry["reference"].get("path", "its module")
                 missing.append(f"{name!r} (importing {where}: {type(error).__name__}: {error})")
     if missing:

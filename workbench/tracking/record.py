@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from workbench.store import Store
-from workbench.views.text import visible
+from workbench.text import visible
 
 ROLLOUT_COLUMNS = ("step", "group", "prompt", "completion", "reward", "advantage", "finish_reason", "n_tokens")
 
@@ -32,6 +32,16 @@ def data_of(store: Store, which: str = "data") -> dict[str, Any] | None:
         "rewards": {entry["name"]: entry["weight"] for entry in task["rewards"]},
         "verdict": task["verdict"],
     }
+
+
+def rewards_at(store: Store, step: int, branch: int | None = None) -> list[dict[str, Any]] | None:
+    """The reward functions, as stored, that step `step` of the line to `branch` runs with; None of a run on rows."""
+    spec = store.get("data")
+    entries = spec["task"]["rewards"] if spec["kind"] == "task" else None
+    for event in store.events(branch).itertuples():
+        if event.kind == "set" and event.step <= step and "rewards" in event.payload:
+            entries = event.payload["rewards"][1]
+    return entries
 
 
 def digest(store: Store, name: str) -> str:

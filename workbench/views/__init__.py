@@ -14,6 +14,7 @@ _WHERE = {
     "show_dashboard": "dashboard",
     "RolloutTable": "rollouts",
     "write_report": "report",
+    "MaskView": "mask",
 }
 
 __all__ = sorted(_WHERE)

@@ -43,6 +43,8 @@ def write_report(store: Store, path: str | os.PathLike, *, sample: int = 200) ->
     be written; a file that is there is replaced only by a whole one.
     """
     path = Path(path)
+    if not path.name:
+        raise StoreError(f"The report cannot be written to {str(path)!r}: give the name of a file, such as run.html.")
     curves = Curves(store)
     curves.refresh()
     new = path.with_name(path.name + ".new")

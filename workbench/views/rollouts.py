@@ -8,7 +8,6 @@ them by textContent. The first rows travel with the widget itself: while a cell 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ import traitlets
 from workbench.store import Store
 from workbench.views import picture
 from workbench.views.shown import Shown
-from workbench.views.text import number, one_line, visible
+from workbench.views.text import number_or_dash, one_line, visible
 
 HERE = Path(__file__).parent
 PAGE = 200
@@ -171,13 +170,13 @@ def is_number(column: pd.Series) -> bool:
 
 
 def cell(value: Any) -> str:
-    return _short_number(value) if _is_float(value) else one_line(whole(value), CELL)
+    return number_or_dash(value) if _is_float(value) else one_line(whole(value), CELL)
 
 
 def whole(value: Any) -> str:
     """A value as visible text: chat messages as role and content, missing values as a dash."""
     if value is None or _is_float(value):
-        return _short_number(value)
+        return number_or_dash(value)
     if isinstance(value, (list, tuple)) and value and all(isinstance(m, dict) and "content" in m for m in value):
         return visible("\n".join(f"[{m.get('role', '?')}] {m['content']}" for m in value))
     return visible(value)
@@ -185,7 +184,3 @@ def whole(value: Any) -> str:
 
 def _is_float(value: Any) -> bool:
     return isinstance(value, (float, np.floating))
-
-
-def _short_number(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else number(value)

@@ -4,41 +4,11 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Sequence
 
-_CONTROLS = (
-    "NUL SOH STX ETX EOT ENQ ACK BEL BS TAB LF VT FF CR SO SI "
-    "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
-).split()
+from workbench.text import visible
+
 _BARS = "▁▂▃▄▅▆▇█"
-
-# Characters that act without being seen: control, format (zero width, direction, tags), filler and surrogate code
-# points, line and paragraph separators. New line and tab are left; so are the few format characters that have a
-# picture of their own (Arabic number signs), and variation selectors, which emoji are full of.
-_HIDDEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b-\u200f\u2028-\u202e"
-    r"\u2060-\u206f\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U00013430-\U0001343f\U0001bca0-\U0001bca3"
-    r"\U0001d173-\U0001d17a\U000e0000-\U000e00ff\U000e01f0-\U000e0fff]"
-)
-
-
-def _sign(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if code < 0x20:
-        return f"⟨{_CONTROLS[code]}⟩"
-    if 0xD800 <= code <= 0xDFFF:
-        return "\ufffd"
-    return f"⟨U+{code:04X}⟩"
-
-
-def visible(value: object) -> str:
-    """`value` as text in which nothing hides: control, zero-width and direction characters stand as signs.
-
-    New lines and tabs stay as they are; half a surrogate pair becomes U+FFFD.
-    """
-    text = value if isinstance(value, str) else str(value)
-    return text if text.isascii() and text.isprintable() else _HIDDEN.sub(_sign, text)
 
 
 def escape(value: object) -> str:
@@ -67,6 +37,11 @@ def number(value: float | None) -> str:
         return str(int(value)).replace("-", "−")
     digits, e, power = f"{value:.4g}".partition("e")
     return digits.replace("-", "−") + e + (str(int(power)) if e else "")
+
+
+def number_or_dash(value: float | None) -> str:
+    """`number`, with a dash for NaN, too: for a table in which NaN means that there is none."""
+    return "–" if value is None or math.isnan(value) else number(value)
 
 
 def duration(seconds: float) -> str:
