@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,18 @@ def assert_logged(store, logged: dict[int, dict[str, float]], branch=None) -> No
 
 
 def wandb_runs(folder: Path) -> list[dict]:
-    """What each .wandb file under `folder` holds, oldest first: id, name, group, config, history, metrics."""
+    """What each .wandb file under `folder` holds, once W&B's own process has written its end."""
+    until = time.monotonic() + WAIT
+    while time.monotonic() < until:
+        made = read_wandb(folder)
+        if all(run["exit"] is not None for run in made):
+            break
+        time.sleep(0.1)
+    return made
+
+
+def read_wandb(folder: Path) -> list[dict]:
+    """What each .wandb file under `folder` holds now, oldest first: id, name, group, config, history, metrics."""
     made = []
     for path in sorted(folder.glob("tracking/wandb/wandb/*run-*/*.wandb"), key=lambda p: p.stat().st_mtime):
         run = {"config": {}, "history": [], "axes": {}, "folder": path.parent, "exit": None}

@@ -143,7 +143,7 @@ def pairs(
     rows = rows if isinstance(rows, Rows) else make_rows(rows)
     if "label" in rows.columns and rows.form != "preference":
         raise DataError(f"{rows.source} has single answers with a label, not pairs: wb.kto reads them.")
-    rows.require("chosen", "rejected", what="Preference training (dpo)")
+    rows.require("chosen", "rejected", what="Training on preferences")
     check_length(max_length)
     chat, tally = Chat(tokenizer), Tally()
     items: list[Pair] = []

@@ -226,11 +226,11 @@ class Feed:
         self._in_a_row += 1
         said = f"{type(error).__name__}: {error}".strip().rstrip(".")[:500]
         if self._in_a_row > len(DELAYS):
-            self.off = said
             self._note(
                 f"{self.key} failed {self._in_a_row} times in a row and is switched off: {said}. The run goes on, and "
                 f"its record is whole; wb.open({str(self.folder)!r}).track(...) sends it later."
             )
+            self.off = said  # last, for whoever waits goes on now, and finds the note
         elif self.failures == 1:
             self._note(f"{self.key} failed, and is tried again: {said}. The run goes on.")
 
