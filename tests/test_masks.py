@@ -386,7 +386,7 @@ def test_rows_of_another_form_are_refused_with_what_is_needed():
         fit({"prompt": "a", "answer": "b"}, tok)
     with pytest.raises(DataError, match="preference rows.*dpo.*rename"):
         fit({"prompt": "a", "chosen": "b", "rejected": "c"}, tok)
-    with pytest.raises(DataError, match=r"Preference training \(dpo\) needs the row column 'chosen'"):
+    with pytest.raises(DataError, match="Training on preferences needs the row column 'chosen'"):
         tokenise.pairs([{"prompt": "a", "completion": "b"}], tok)
     endless = tokenizer("llama3")
     endless.eos_token = None
