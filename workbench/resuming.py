@@ -33,8 +33,8 @@ def fork(run: Run, step: int, out: str | os.PathLike | None, changes: dict[str, 
     state = parent.restore(step)
     home = parent.store.home(step, parent.branch)
     live = parent.live_at(step + 1)
+    settings = {k: v for k, v in changes.items() if k not in ("rewards", "weights")}
     if changes:
-        settings = {k: v for k, v in changes.items() if k not in ("rewards", "weights")}
         live, _ = check_change(parent.method.name, live, settings, changes.get("rewards"), changes.get("weights"))
         inputs.check(parent.policy, live.settings)
         inputs.check_data(parent.policy, live.settings, live.data, live.eval_data)
@@ -42,7 +42,7 @@ def fork(run: Run, step: int, out: str | os.PathLike | None, changes: dict[str, 
     shutil.copyfile(parent.snapshots.reference, folder / "snapshots" / parent.snapshots.reference.name)
     engine = Engine(parent.method, parent.policy, live, folder, state)
     engine.first = parent.store.step_metrics(step, parent.branch)
-    engine.evaluates_anew = bool(changes) and any(name.startswith("eval/") for name in engine.first)
+    engine.evaluates_anew = bool(settings) and any(name.startswith("eval/") for name in engine.first)
     meta = parent.store.meta
     meta |= {"name": folder.name, "settings": asdict(live.settings)} | inputs.circumstances()
     meta["parent"] = {"folder": str(run.folder.resolve()), "name": run.name, "step": step, "branch": home}

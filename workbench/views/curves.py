@@ -50,6 +50,18 @@ class Chart:
         return shown | {"names": list(self.names), "labels": [one_line(name, 60) for name in self.names]}
 
 
+# Panels that several methods show.
+_REWARDS = Panel(
+    "Implicit rewards", "beta × nats per answer",
+    ("rewards/margins", "rewards/chosen", "rewards/rejected"), always=True,
+)  # fmt: skip
+_HELD_OUT_REWARDS = Panel(
+    "Held-out implicit rewards", "beta × nats per answer",
+    ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected"),
+)  # fmt: skip
+_RANKED = Panel("Pairs ranked right", "share", ("rewards/accuracies", "eval/rewards/accuracies"), 0, 1, always=True)
+_ENTROPY = Panel("Entropy", "nats per token", ("entropy", "eval/entropy"))
+
 # The loss never comes first in RL: with one update a step and no KL it is zero by construction.
 PANELS: dict[str, tuple[Panel, ...]] = {
     "grpo": (
@@ -68,41 +80,29 @@ PANELS: dict[str, tuple[Panel, ...]] = {
         Panel("KL to the reference", "nats per token", ("kl",)),
     ),
     "dpo": (
-        Panel(
-            "Implicit rewards", "beta × nats per answer",
-            ("rewards/margins", "rewards/chosen", "rewards/rejected"), always=True,
-        ),
-        Panel("Pairs ranked right", "share", ("rewards/accuracies", "eval/rewards/accuracies"), 0, 1, always=True),
+        _REWARDS,
+        _RANKED,
         Panel("Log-probability of the answers", "nats per answer", ("logps/chosen", "logps/rejected"), always=True),
         Panel("Loss", "nats per pair", ("loss", "eval/loss"), always=True),
         Panel("Parts of the loss", "loss, before its weight", ("loss/*",)),
-        Panel(
-            "Held-out implicit rewards", "beta × nats per answer",
-            ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected"),
-        ),
-        Panel("Entropy", "nats per token", ("entropy", "eval/entropy")),
+        _HELD_OUT_REWARDS,
+        _ENTROPY,
     ),
     "orpo": (
         Panel("Log-odds of chosen over rejected", "nats", ("log_odds_chosen", "eval/log_odds_chosen"), always=True),
-        Panel("Pairs ranked right", "share", ("rewards/accuracies", "eval/rewards/accuracies"), 0, 1, always=True),
+        _RANKED,
         Panel("Log-probability of the answers", "nats per token", ("logps/chosen", "logps/rejected"), always=True),
         Panel("Loss", "nats", ("loss", "eval/loss"), always=True),
         Panel("Likelihood of the chosen text", "nats per token", ("nll_loss", "eval/nll_loss"), always=True),
-        Panel("Entropy", "nats per token", ("entropy", "eval/entropy")),
+        _ENTROPY,
     ),
     "kto": (
-        Panel(
-            "Implicit rewards", "beta × nats per answer",
-            ("rewards/margins", "rewards/chosen", "rewards/rejected"), always=True,
-        ),
+        _REWARDS,
         Panel("Baseline: estimate of the KL", "nats per answer", ("kl", "eval/kl"), always=True),
         Panel("Log-probability of the answers", "nats per answer", ("logps/chosen", "logps/rejected"), always=True),
         Panel("Loss", "loss per answer", ("loss", "eval/loss"), always=True),
-        Panel(
-            "Held-out implicit rewards", "beta × nats per answer",
-            ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected"),
-        ),
-        Panel("Entropy", "nats per token", ("entropy", "eval/entropy")),
+        _HELD_OUT_REWARDS,
+        _ENTROPY,
     ),
     "sft": (
         Panel("Loss", "nats per token", ("loss", "eval/loss"), always=True),
