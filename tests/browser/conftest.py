@@ -161,6 +161,16 @@ def page(chromium) -> Iterator[Any]:
 
 
 @pytest.fixture
+def host(page) -> Iterator[Any]:
+    """Views in a page without Jupyter: `host.open(page, view)`."""
+    from host import Host
+
+    made = Host()
+    yield made
+    made.close()
+
+
+@pytest.fixture
 def lab(page, server):
     server.end_kernels()  # of pages that are closed by now
     return Notebook(page, server)

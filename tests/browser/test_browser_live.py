@@ -79,7 +79,8 @@ def test_a_run_in_a_busy_cell_is_drawn_and_its_end_leaves_a_picture_that_the_not
     )
     (lab.server.root / "enough").touch()
 
-    page.wait_for_function("() => document.querySelectorAll('.wb-static img').length >= 5")
+    page.wait_for_function("() => document.querySelector('.wb-status')?.textContent === 'finished'")
+    page.wait_for_function("() => document.querySelector('.wb-place').textContent.includes('finished')")
     (output,) = lab.outputs(0)
     assert WIDGET not in output["data"]
     assert "finished" in "".join(output["data"]["text/plain"])

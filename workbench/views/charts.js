@@ -1,52 +1,6 @@
-// Charts shared by the dashboard and the report. What a run calls its metrics is untrusted: it reaches the page by
-// textContent, and plotly (which reads a little HTML in its texts) only through `wbPlain`.
+// Charts shared by the dashboard and the report.
 
-// Okabe and Ito's colours; on a dark page the two blues change places, as the darker one is hard to see there.
-const WB_LIGHT = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
-const WB_DARK = ["#56B4E9", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#0072B2"];
 const WB_DASHES = ["solid", "dash", "dot"];
-
-function wbElement(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-function wbPlain(text) {
-  const codes = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", "$": "&#36;" };
-  return text.replace(/[&<>%{$]/g, (char) => codes[char]);
-}
-
-function wbShort(text, most) {
-  return text.length <= most ? text : `${text.slice(0, most - 9)}…${text.slice(-8)}`;
-}
-
-function wbNumber(value) {
-  if (value === undefined || value === null) return "–";
-  if (Number.isNaN(value)) return "NaN";
-  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
-  const size = Math.abs(value);
-  let text;
-  if (Number.isInteger(value) && size < 1e7) text = String(value);
-  else if (size !== 0 && (size < 1e-4 || size >= 1e6)) text = value.toExponential(3).replace(/\.?0+e/, "e");
-  else text = String(Number(value.toPrecision(4)));
-  return text.replace("-", "−");
-}
-
-// Colours as the page has them now, so that charts follow its theme.
-function wbTheme(root) {
-  const style = getComputedStyle(root);
-  const ink = style.color;
-  const [r, g, b] = (ink.match(/[\d.]+/g) || [90, 90, 90]).map(Number);
-  const faint = (alpha) => `rgba(${r},${g},${b},${alpha})`;
-  const dark = r + g + b > 384; // light ink
-  return {
-    ink, grid: faint(0.12), axis: faint(0.45), mark: faint(0.4), font: style.fontFamily,
-    paper: dark ? "#1b1d20" : "#ffffff", clear: dark ? "rgba(17,17,17,0)" : "rgba(255,255,255,0)",
-    colours: dark ? WB_DARK : WB_LIGHT, band: dark ? "rgba(86,180,233,0.18)" : "rgba(0,114,178,0.13)",
-  };
-}
 
 // Every curve of a run: name -> branch -> {x, y}; `line` is the path that counts, newest branch first.
 class WbCurves {

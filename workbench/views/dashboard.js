@@ -24,21 +24,16 @@ async function wbUnpack(buffer) {
   }
 }
 
-class WbDashboard {
+class WbDashboard extends WbView {
   constructor(model, el) {
-    this.model = model;
-    this.view = Math.random().toString(36).slice(2);
+    super(model, el, "wb-dashboard");
     this.version = model.get("library");
     this.curves = new WbCurves();
     this.board = new WbBoard(this.curves);
     this.board.changed = () => this.later();
     this.known = false; // whether the history has come
     this.wait = 60;
-    this.root = wbElement("div", "wb wb-dashboard");
     this.root.append(this.makeHead(), this.makeEvents(), this.board.root);
-    el.append(this.root);
-    this.heard = (content, buffers) => this.receive(content, buffers);
-    model.on("msg:custom", this.heard);
     this.observe();
     model.send({ kind: "hello", view: this.view });
     this.askForPlotly();
@@ -71,8 +66,8 @@ class WbDashboard {
     return this.events;
   }
 
-  receive(content, buffers) {
-    if (content.to && content.to !== this.view) return;
+  told(content) {
+    const buffers = content.buffers;
     if (content.kind === "plotly") this.loadPlotly(content.version, buffers[0]);
     if (content.kind === "trouble") this.note.textContent = content.text;
     if (content.kind !== "curves") return;
@@ -167,19 +162,11 @@ class WbDashboard {
   }
 
   close() {
-    this.closed = true;
+    super.close();
     clearTimeout(this.timer);
     clearTimeout(this.asking);
-    this.model.off("msg:custom", this.heard);
     this.resized.disconnect();
     this.themed.disconnect();
     this.board.free(this.plotly);
   }
 }
-
-export default {
-  render({ model, el }) {
-    const view = new WbDashboard(model, el);
-    return () => view.close();
-  },
-};

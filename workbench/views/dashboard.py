@@ -8,7 +8,7 @@ Messages to the page, each with a JSON part and at most one buffer:
     curves   {to, reset, head, charts?, events, line, pieces: [{name, branch, n}]}; float64 steps, values of each piece
     plotly   {to, version}; plotly.js, gzipped: only when a view asks, and once a page
 
-From the page: {kind: "hello", view}, {kind: "plotly", view}.
+From the page: {kind: "hello"}, {kind: "plotly"}.
 """
 
 from __future__ import annotations
@@ -19,23 +19,20 @@ import threading
 import time
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-import anywidget
 import numpy as np
 import traitlets
 
 from workbench.errors import StoreError
 from workbench.store import Store
 from workbench.views import picture
+from workbench.views.base import Ask, View, assets
 from workbench.views.curves import ENDED, MOST_POINTS, Curves, arrange, headline, progress
-from workbench.views.shown import Shown, in_kernel
 from workbench.views.text import visible
 
-HERE = Path(__file__).parent
-SETTLE = 2.0
-"""seconds a run has to stand still before its live curves give way to the picture"""
+KEEP = 20.0
+"""seconds after which the picture of a run that goes on is made anew"""
 UNHEARD = (1.5, 5.0, 15.0)
 """seconds after which everything is sent unasked: while a cell runs, a hello may wait in the kernel's queue"""
 
@@ -48,24 +45,22 @@ def plotly_js() -> bytes:
     return gzip.compress(get_plotlyjs().encode(), 5, mtime=0)
 
 
-class Dashboard(Shown, anywidget.AnyWidget):
+class Dashboard(View):
     """Live curves of the run in `store`, looked at every `refresh` seconds.
 
-    It stops looking when the run has ended and its last step was sent, and when the widget is closed. Where it was
-    displayed, a run that pauses or ends leaves a static picture, and one that goes on has its live curves again.
+    It stops looking when the run has ended and its last step was sent, and when the widget is closed. The picture that
+    a saved notebook shows is made anew now and then, and when the run pauses or ends.
     """
 
-    _esm = (HERE / "charts.js").read_text("utf-8") + (HERE / "dashboard.js").read_text("utf-8")
-    _css = (HERE / "common.css").read_text("utf-8") + (HERE / "dashboard.css").read_text("utf-8")
+    _esm = assets("frame.js", "charts.js", "dashboard.js", main="WbDashboard")
+    _css = assets("common.css", "dashboard.css")
     library = traitlets.Unicode().tag(sync=True)
 
     def __init__(self, store: Store, refresh: float = 0.5):
-        self._closed = threading.Event()
         super().__init__(library=version("plotly"))
         self.store = store
         self.refresh = refresh
         self.curves = Curves(store)
-        self._guard = threading.RLock()  # reading and sending go together, or a view misses a step between them
         self._names: list[str] = []
         self._pending: list = []
         self._sent_events = 0
@@ -73,7 +68,6 @@ class Dashboard(Shown, anywidget.AnyWidget):
         self._sent_head: Any = None
         self._thread: threading.Thread | None = None
         self._heard = False
-        self.on_msg(self._receive)
 
     # -- static forms ----------------------------------------------------------------------------------------
 
@@ -105,12 +99,8 @@ class Dashboard(Shown, anywidget.AnyWidget):
     def watching(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def close(self) -> None:
-        self._closed.set()
-        super().close()
-
     def _follow(self) -> None:
-        started = still = time.monotonic()
+        started = kept = time.monotonic()
         unheard = list(UNHEARD)
         before: Any = None
         failures = 0
@@ -122,7 +112,7 @@ class Dashboard(Shown, anywidget.AnyWidget):
             except (StoreError, sqlite3.Error) as error:
                 failures += 1
                 if failures == 10:
-                    return self._post({"kind": "trouble", "text": visible(f"The run cannot be read any more: {error}")})
+                    return self.tell("trouble", {"text": visible(f"The run cannot be read any more: {error}")})
                 self._closed.wait(self.refresh)
                 continue
             now = time.monotonic()
@@ -130,14 +120,13 @@ class Dashboard(Shown, anywidget.AnyWidget):
                 unheard.pop(0)
                 self._send_all(None)
                 self._send_library(None)
-            if status in ENDED or not self._goes_on(status):
-                return self.freeze()
-            if status != before:
-                before, still = status, now
-            if status == "running":
-                self.thaw()
-            elif status == "paused" and now - still >= SETTLE:
-                self.freeze()
+            going = status not in ENDED and self._goes_on(status)
+            if (status != before and before is not None) or not going or now - kept >= KEEP:
+                kept = now
+                self.keep()
+            if not going:
+                return
+            before = status
             self._closed.wait(self.refresh if status == "running" else max(self.refresh, 0.3))
 
     def _goes_on(self, status: str) -> bool:
@@ -150,44 +139,42 @@ class Dashboard(Shown, anywidget.AnyWidget):
 
     # -- talking to the page ---------------------------------------------------------------------------------
 
-    def _receive(self, _widget: Any, content: dict, _buffers: list) -> None:
-        if content.get("kind") == "hello":
-            self._heard = True
-            self._send_all(content.get("view"))
-            self.watch()
-        elif content.get("kind") == "plotly":
-            self._send_library(content.get("view"))
+    def on_hello(self, ask: Ask) -> None:
+        self._heard = True
+        self._send_all(ask.view)
+        self.watch()
+
+    def on_plotly(self, ask: Ask) -> None:
+        self._send_library(ask.view)
 
     def _send_all(self, view: str | None) -> None:
         """The history, to one view or to all."""
         with self._guard:
             self._send_new()
             everything = self.curves.everything()
-            content = self._curves(everything, view) | {"charts": self._charts(), "events": self.curves.events}
-            self._post(content | {"reset": True}, _pack(everything))
+            content = self._curves(everything) | {"charts": self._charts(), "events": self.curves.events}
+            self.tell("curves", content | {"reset": True}, to=view, buffer=_pack(everything))
 
     def _send_new(self) -> None:
         """To every view what was not sent yet; nothing when there is nothing."""
         with self._guard:
             self._read()
             pieces, self._pending = self._pending, []
-            content = self._curves(pieces, None) | {"events": self.curves.events[self._sent_events :]}
+            content = self._curves(pieces) | {"events": self.curves.events[self._sent_events :]}
             self._sent_events = len(self.curves.events)
             if self.curves.names != self._names:
                 self._names = self.curves.names
                 content["charts"] = self._charts()
             if pieces or content["events"] or content["head"] != self._sent_head:
                 self._sent_head = content["head"]
-                self._post(content, _pack(pieces))
+                self.tell("curves", content, buffer=_pack(pieces))
             self._since_reset += max((len(steps) for _, _, steps, _ in pieces), default=0)
             if self._since_reset > 2 * MOST_POINTS:  # what the page holds is thinned again
                 self._since_reset = 0
                 self._send_all(None)
 
-    def _curves(self, pieces: list, view: str | None) -> dict[str, Any]:
+    def _curves(self, pieces: list) -> dict[str, Any]:
         return {
-            "kind": "curves",
-            "to": view,
             "reset": False,
             "head": headline(self.store),
             "line": [[branch, min(limit, 2**52)] for branch, limit in self.curves.line],
@@ -198,11 +185,7 @@ class Dashboard(Shown, anywidget.AnyWidget):
         return [chart.to_dict() for chart in arrange(self.store.get("method", ""), self.curves.names)]
 
     def _send_library(self, view: str | None) -> None:
-        self._post({"kind": "plotly", "to": view, "version": self.library}, plotly_js())
-
-    def _post(self, content: dict, buffer: bytes = b"") -> None:
-        if not self._closed.is_set():
-            self.send(content, [buffer] if buffer else None)
+        self.tell("plotly", {"version": self.library}, to=view, buffer=plotly_js())
 
 
 def _pack(pieces: list[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:
@@ -210,15 +193,5 @@ def _pack(pieces: list[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:
 
 
 def show_dashboard(store: Store, refresh: float = 0.5) -> Dashboard:
-    """Live curves in a notebook, a text summary elsewhere; returns the widget.
-
-    A run that has ended is shown as its static picture, which a saved notebook keeps; `.live()` of the result
-    gives the curves to hover over and zoom into.
-    """
-    view = Dashboard(store, refresh)
-    if not in_kernel():
-        print(view.static_text())
-        return view.said()
-    if store.status in ENDED:
-        return view.show(live=False)
-    return view.show()
+    """Live curves in a notebook, a text summary elsewhere; returns the widget."""
+    return Dashboard(store, refresh).show()

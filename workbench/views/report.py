@@ -64,7 +64,7 @@ def _page(store: Store, curves: Curves, sample: int) -> str:
 
     head = headline(store)
     charts = [chart for chart in arrange(head["method"], curves.names) if chart.names]
-    own = f'"use strict";\n{_js("charts.js")}\n{_js("report.js")}'
+    own = f'"use strict";\n{_js("frame.js")}\n{_js("charts.js")}\n{_js("report.js")}'
     scripts = [in_script(get_plotlyjs()), in_script(own)] if charts else [in_script(own)]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = (

@@ -1,27 +1,13 @@
 // A table of completions. Rows come page by page as text from Python; every text is set by textContent.
 
-function wbElement(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-class WbTable {
+class WbTable extends WbView {
   constructor(model, el) {
-    this.model = model;
-    this.view = Math.random().toString(36).slice(2);
-    this.asked = 0;
-    this.askedRow = 0;
+    super(model, el, "wb-rollouts");
     this.wish = { sort: null, descending: false, find: "", start: 0 };
-    this.root = wbElement("div", "wb wb-rollouts");
     this.root.append(this.makeTools(), this.makeBody());
-    el.append(this.root);
-    this.heard = (content) => this.receive(content);
-    model.on("msg:custom", this.heard);
     const first = model.get("first");
     if (first && first.columns) this.showPage(first);
-    this.ask();
+    this.want();
   }
 
   makeTools() {
@@ -32,13 +18,13 @@ class WbTable {
     this.find.setAttribute("aria-label", this.find.placeholder);
     this.find.addEventListener("input", () => {
       clearTimeout(this.typing);
-      this.typing = setTimeout(() => this.ask({ find: this.find.value, start: 0 }), 200);
+      this.typing = setTimeout(() => this.want({ find: this.find.value, start: 0 }), 200);
     });
     this.count = wbElement("span", "wb-count", "loading …");
     this.count.setAttribute("role", "status");
-    this.before = this.makeButton("‹ previous", () => this.ask({ start: this.wish.start - this.size }));
-    this.after = this.makeButton("next ›", () => this.ask({ start: this.wish.start + this.size }));
-    this.fresh = this.makeButton("refresh", () => this.ask({}, true));
+    this.before = this.makeButton("‹ previous", () => this.want({ start: this.wish.start - this.size }));
+    this.after = this.makeButton("next ›", () => this.want({ start: this.wish.start + this.size }));
+    this.fresh = this.makeButton("refresh", () => this.want({}, true));
     this.fresh.title = "read the store again: a run that goes on adds rollouts";
     this.fresh.hidden = true;
     tools.append(this.find, this.count, this.before, this.after, this.fresh);
@@ -70,16 +56,10 @@ class WbTable {
     return body;
   }
 
-  ask(change = {}, refresh = false) {
+  want(change = {}, refresh = false) {
     Object.assign(this.wish, change);
-    this.asked += 1;
-    this.model.send({ kind: "page", view: this.view, ask: this.asked, refresh, ...this.wish });
-  }
-
-  receive(content) {
-    if (content.to !== this.view) return;
-    if (content.kind === "page" && content.ask === this.asked) this.showPage(content);
-    if (content.kind === "row" && content.ask === this.askedRow) this.showRow(content.fields);
+    const wanted = (this.wanted = (this.wanted || 0) + 1);
+    this.ask("page", { refresh, ...this.wish }).then((page) => wanted === this.wanted && this.showPage(page));
   }
 
   showPage(page) {
@@ -115,9 +95,9 @@ class WbTable {
   // First click: numbers from the highest, text from A. Second: the other way. Third: as stored.
   sortBy(column, sorted) {
     const first = column.number;
-    if (!sorted) this.ask({ sort: column.at, descending: first, start: 0 });
-    else if (this.wish.descending === first) this.ask({ descending: !first, start: 0 });
-    else this.ask({ sort: null, descending: false, start: 0 });
+    if (!sorted) this.want({ sort: column.at, descending: first, start: 0 });
+    else if (this.wish.descending === first) this.want({ descending: !first, start: 0 });
+    else this.want({ sort: null, descending: false, start: 0 });
   }
 
   makeRow(row, columns) {
@@ -154,8 +134,8 @@ class WbTable {
     if (!line || String(getSelection())) return; // selecting text is not a click
     for (const other of this.rows.querySelectorAll("[aria-selected]")) other.removeAttribute("aria-selected");
     line.setAttribute("aria-selected", "true");
-    this.askedRow += 1;
-    this.model.send({ kind: "row", view: this.view, ask: this.askedRow, index: Number(line.dataset.index) });
+    const opened = (this.opened = (this.opened || 0) + 1);
+    this.ask("row", { index: Number(line.dataset.index) }).then((row) => opened === this.opened && this.showRow(row.fields));
   }
 
   shut() {
@@ -184,14 +164,7 @@ class WbTable {
   }
 
   close() {
+    super.close();
     clearTimeout(this.typing);
-    this.model.off("msg:custom", this.heard);
   }
 }
-
-export default {
-  render({ model, el }) {
-    const view = new WbTable(model, el);
-    return () => view.close();
-  },
-};

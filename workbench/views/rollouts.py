@@ -8,20 +8,17 @@ them by textContent. The first rows travel with the widget itself: while a cell 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import anywidget
 import numpy as np
 import pandas as pd
 import traitlets
 
 from workbench.store import Store
 from workbench.views import picture
-from workbench.views.shown import Shown
+from workbench.views.base import Ask, View, assets
 from workbench.views.text import number_or_dash, one_line, visible
 
-HERE = Path(__file__).parent
 PAGE = 200
 FIRST_ROWS = 40
 CELL = 160
@@ -32,11 +29,11 @@ INNER = {"id", "branch", "sample", "row", "prompt_ids", "ids", "logprob", "entro
 """columns that only the whole record of a completion shows"""
 
 
-class RolloutTable(Shown, anywidget.AnyWidget):
+class RolloutTable(View):
     """The completions of a DataFrame (as `rollouts.to_pandas()` and `run.rollouts()` give it), or of a run's Store."""
 
-    _esm = (HERE / "rollouts.js").read_text("utf-8")
-    _css = (HERE / "common.css").read_text("utf-8") + (HERE / "rollouts.css").read_text("utf-8")
+    _esm = assets("frame.js", "rollouts.js", main="WbTable")
+    _css = assets("common.css", "rollouts.css")
 
     first = traitlets.Dict().tag(sync=True)
 
@@ -44,7 +41,6 @@ class RolloutTable(Shown, anywidget.AnyWidget):
         self.source = source
         self._load()
         super().__init__(first=self.page(count=FIRST_ROWS))
-        self.on_msg(self._receive)
 
     def _load(self) -> None:
         frame = self.source.rollouts() if isinstance(self.source, Store) else self.source
@@ -66,16 +62,13 @@ class RolloutTable(Shown, anywidget.AnyWidget):
 
     # -- answering the page ----------------------------------------------------------------------------------
 
-    def _receive(self, _widget: Any, content: dict, _buffers: list) -> None:
-        answer = {"kind": content.get("kind"), "to": content.get("view"), "ask": content.get("ask")}
-        if content.get("kind") == "page":
-            if content.get("refresh"):
-                self._load()
-            self.send(
-                answer | self.page(**{k: content[k] for k in ("sort", "descending", "find", "start") if k in content})
-            )
-        elif content.get("kind") == "row":
-            self.send(answer | {"fields": self.record(int(content["index"]))})
+    def on_page(self, ask: Ask, refresh: bool = False, **wish: Any) -> dict[str, Any]:
+        if refresh:
+            self._load()
+        return self.page(**wish)
+
+    def on_row(self, ask: Ask, index: int) -> dict[str, Any]:
+        return {"fields": self.record(int(index))}
 
     def page(
         self, sort: int | None = None, descending: bool = False, find: str = "", start: int = 0, count: int = PAGE
