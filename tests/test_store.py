@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from workbench import store as store_module
 from workbench.errors import StoreError
 from workbench.sampling.rollouts import Rollouts
 from workbench.store import Store
+from workbench.store import file as store_module
 
 HOSTILE = "<script>x</script> \x1b[31m \u202e \u200b \x00 \ud83d end"
 

@@ -286,34 +286,13 @@ def test_a_saved_notebook_as_html_shows_the_picture(tmp_path):
     view.close()
 
 
-def states(tmp_path: Path) -> dict[str, Store]:
-    """Runs that are not as one would like them."""
-    nan = writer.begin(tmp_path / "nan", status="running")
-    for step in (1, 2, 3):
-        entropy = {"entropy": [1.0, math.nan, math.inf][step - 1]}
-        metrics = dict.fromkeys(writer.metrics_of("grpo", 1, 10), math.nan) | entropy
-        nan.commit_step(step, 0, seconds=0.1, metrics=metrics, state={}, plan={}, threads=1)
-    (tmp_path / "bare").mkdir()
-    bare = Store.create(tmp_path / "bare", {"method": "sft"})
-    bare.publish()
-    return {
-        "nan": nan,
-        "bare": bare,
-        "empty": writer.begin(tmp_path / "empty"),
-        "one": writer.write(writer.begin(tmp_path / "one"), 1),
-        "killed": writer.write(writer.begin(tmp_path / "killed", pid=2**22 + 1), 7),
-        "dpo": writer.write(writer.begin(tmp_path / "dpo", "dpo"), 6, "dpo"),
-        "sft": writer.write(writer.begin(tmp_path / "sft", "sft"), 6, "sft"),
-    }
-
-
 def test_every_view_over_every_state_says_something_sensible(tmp_path):
     said = {
         "nan": "NaN", "bare": "No metrics yet", "empty": "Waiting for the first step", "one": "step 1 of 40",
         "killed": "The process that wrote this run is gone. Its last whole step is 7",
         "dpo": "rewards/margins", "sft": "eval/loss",
     }  # fmt: skip
-    for name, store in states(tmp_path).items():
+    for name, store in writer.states(tmp_path).items():
         view = Dashboard(Store(store.folder))
         heard = listen(view)
         view._receive(view, {"kind": "hello", "view": "a"}, [])

@@ -63,7 +63,10 @@ socket.onmessage = ({ data }) => {
   const { kind, id, content, buffers } = waiting;
   if (kind === "open") open(content);
   if (kind === "msg") models.get(id)?.tell("msg:custom", content, buffers);
-  if (kind === "trait") { Object.assign(models.get(id).state, content); for (const n in content) models.get(id).tell(`change:${n}`); }
+  if (kind === "trait") {
+    Object.assign(models.get(id).state, content);
+    for (const name in content) models.get(id).tell(`change:${name}`);
+  }
   if (kind === "html") document.getElementById(`output-${id}`).innerHTML = content;
 };
 window.theme = (name) => { document.documentElement.dataset.theme = name; document.body.dataset.theme = name; };

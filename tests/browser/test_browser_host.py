@@ -1,4 +1,4 @@
-"""The page that hosts views without Jupyter: a view lives in its place, and its picture stands there when it does not."""
+"""The page that hosts views without Jupyter: a view lives in its place, else its picture stands there."""
 
 from __future__ import annotations
 

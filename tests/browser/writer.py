@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from workbench.sampling.rollouts import Rollouts
-from workbench.store import Store, clean
+from workbench.store import Store
+from workbench.text import clean
 
 HOSTILE = (
     '<script>window.hacked=1</script><img src=x onerror="window.hacked=2">\'"` javascript:alert(1) '
@@ -127,3 +128,76 @@ def train(store: Store, steps: int, seconds: float = 0.1, hostile: bool = False)
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     return thread
+
+
+def states(tmp_path) -> dict[str, Store]:
+    """Runs that are not as one would like them."""
+    nan = begin(tmp_path / "nan", status="running")
+    for step in (1, 2, 3):
+        entropy = {"entropy": [1.0, float("nan"), float("inf")][step - 1]}
+        metrics = dict.fromkeys(metrics_of("grpo", 1, 10), float("nan")) | entropy
+        nan.commit_step(step, 0, seconds=0.1, metrics=metrics, state={}, plan={}, threads=1)
+    (tmp_path / "bare").mkdir()
+    bare = Store.create(tmp_path / "bare", {"method": "sft"})
+    bare.publish()
+    return {
+        "nan": nan,
+        "bare": bare,
+        "empty": begin(tmp_path / "empty"),
+        "one": write(begin(tmp_path / "one"), 1),
+        "killed": write(begin(tmp_path / "killed", pid=2**22 + 1), 7),
+        "dpo": write(begin(tmp_path / "dpo", "dpo"), 6, "dpo"),
+        "sft": write(begin(tmp_path / "sft", "sft"), 6, "sft"),
+    }
+
+
+def many_rollouts(folder, rollouts: int = 100_000, group: int = 8, per_step: int = 1000, tokens: int = 24) -> Store:
+    """A finished run with so many rollouts, put in at once: what a table has to bear."""
+    store = begin(folder, status="finished", steps=rollouts // per_step)
+    rng = np.random.default_rng(0)
+    reward, advantage = rng.random(rollouts).round(2), rng.normal(size=rollouts)
+    lengths = rng.integers(3, 2 * tokens, rollouts)
+    blobs = [np.arange(n, dtype="<i4").tobytes() for n in range(2 * tokens)]
+    floats = [rng.random(n, dtype="f4").tobytes() for n in range(2 * tokens)]
+    with store.transaction() as db:
+        steps = range(1, rollouts // per_step + 1)
+        db.executemany("INSERT INTO steps VALUES (?, 0, 0.5, ?, '{}', '{}', 1)", [(s, time.time()) for s in steps])
+        db.executemany(
+            "INSERT INTO metrics VALUES (?, 0, ?, ?)",
+            [(s, name, value) for s in steps for name, value in metrics_of("grpo", s, steps[-1]).items()],
+        )
+        db.executemany(
+            "INSERT INTO rollouts VALUES (?, ?, 0, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, '{}')",
+            [
+                (
+                    i + 1, 1 + i // per_step, i % per_step // group, i % group, i // group % 500,
+                    f"Q: how much is {i // group % 500} plus {i // group % 13}?\nA:",
+                    f" Let me think about {i}. The answer is {i % 97}.\n" * (1 + i % 4),
+                    reward[i], advantage[i], "length" if i % 5 == 0 else "stop", int(lengths[i]),
+                    f'{{"correct": {reward[i]}, "format": {i % 2}}}',
+                )
+                for i in range(rollouts)
+            ],
+        )  # fmt: skip
+        db.executemany(
+            "INSERT INTO tokens VALUES (?, ?, ?, ?, ?)",
+            [(i + 1, blobs[3], blobs[n], floats[n], floats[n]) for i, n in enumerate(lengths)],
+        )
+    return store
+
+
+def long_run(folder, steps: int = 50_000, metrics: int = 12) -> Store:
+    """A finished run of so many steps: what curves have to bear."""
+    store = begin(folder, status="finished", steps=steps)
+    names = list(metrics_of("grpo", 1, steps))[:metrics]
+    values = np.random.default_rng(0).random((steps, len(names))).cumsum(0)
+    with store.transaction() as db:
+        now = time.time()
+        db.executemany(
+            "INSERT INTO steps VALUES (?, 0, 0.5, ?, '{}', '{}', 1)", ((s, now) for s in range(1, steps + 1))
+        )
+        db.executemany(
+            "INSERT INTO metrics VALUES (?, 0, ?, ?)",
+            ((s + 1, name, float(values[s, i])) for s in range(steps) for i, name in enumerate(names)),
+        )
+    return store

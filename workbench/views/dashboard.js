@@ -33,7 +33,8 @@ class WbDashboard extends WbView {
     this.board.changed = () => this.later();
     this.known = false; // whether the history has come
     this.wait = 60;
-    this.root.append(this.makeHead(), this.makeEvents(), this.board.root);
+    this.controls = new WbControls(this);
+    this.root.append(this.makeHead(), this.controls.root, this.makeEvents(), this.board.root);
     this.observe();
     model.send({ kind: "hello", view: this.view });
     this.askForPlotly();
@@ -84,6 +85,7 @@ class WbDashboard extends WbView {
     if (content.charts) this.board.set(content.charts);
     this.addEvents(content.events);
     this.root.dataset.step = content.head.step;
+    this.controls.update(content);
     this.later();
   }
 
@@ -165,6 +167,7 @@ class WbDashboard extends WbView {
     super.close();
     clearTimeout(this.timer);
     clearTimeout(this.asking);
+    this.controls.close();
     this.resized.disconnect();
     this.themed.disconnect();
     this.board.free(this.plotly);

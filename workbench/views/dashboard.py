@@ -28,6 +28,7 @@ from workbench.errors import StoreError
 from workbench.store import Store
 from workbench.views import picture
 from workbench.views.base import Ask, View, assets
+from workbench.views.controls import Controls
 from workbench.views.curves import ENDED, MOST_POINTS, Curves, arrange, headline, progress
 from workbench.views.text import visible
 
@@ -45,19 +46,20 @@ def plotly_js() -> bytes:
     return gzip.compress(get_plotlyjs().encode(), 5, mtime=0)
 
 
-class Dashboard(View):
+class Dashboard(Controls, View):
     """Live curves of the run in `store`, looked at every `refresh` seconds.
 
     It stops looking when the run has ended and its last step was sent, and when the widget is closed. The picture that
     a saved notebook shows is made anew now and then, and when the run pauses or ends.
     """
 
-    _esm = assets("frame.js", "charts.js", "dashboard.js", main="WbDashboard")
-    _css = assets("common.css", "dashboard.css")
+    _esm = assets("frame.js", "charts.js", "controls.js", "dashboard.js", main="WbDashboard")
+    _css = assets("common.css", "dashboard.css", "controls.css")
     library = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, store: Store, refresh: float = 0.5):
+    def __init__(self, store: Store, refresh: float = 0.5, control: Any = None):
         super().__init__(library=version("plotly"))
+        self.control = control
         self.store = store
         self.refresh = refresh
         self.curves = Curves(store)
@@ -192,6 +194,6 @@ def _pack(pieces: list[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:
     return b"".join(part.astype("<f8").tobytes() for _, _, steps, values in pieces for part in (steps, values))
 
 
-def show_dashboard(store: Store, refresh: float = 0.5) -> Dashboard:
-    """Live curves in a notebook, a text summary elsewhere; returns the widget."""
-    return Dashboard(store, refresh).show()
+def show_dashboard(store: Store, refresh: float = 0.5, control: Any = None) -> Dashboard:
+    """Live curves in a notebook, a text summary elsewhere; returns the widget. `control`: see `views.controls`."""
+    return Dashboard(store, refresh, control).show()
