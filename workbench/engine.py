@@ -7,6 +7,7 @@ one transaction. Whatever goes wrong in between (an error, Ctrl-C, a full disk) 
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from torch import Tensor
 from workbench import methods, worker
 from workbench import settings as settings_of
 from workbench.errors import RunError
+from workbench.methods import reference
 from workbench.methods.context import Context, Replay, Step
 from workbench.methods.evaluate import evaluate_task
 from workbench.settings import Settings
@@ -73,6 +75,7 @@ class Engine:
         """whether a fork evaluates that step itself: its settings may say other numbers than its parent's"""
         self.spent = 0.0
         """seconds of the steps made so far, for the time limit"""
+        self._warned: set[str] = set()
         self._loop: Iterator[Step] | None = None
         self._context: Context | None = None
         self.tracking = Tracking(folder, writer=lambda: self.store)
@@ -138,7 +141,7 @@ class Engine:
                 " Give the functions: run.set(rewards=[...])."
             )
         self.hold()
-        started = time.perf_counter()
+        started, before = time.perf_counter(), len(worker.said())
         try:
             worker.check()
             step = next(self._steps(live))
@@ -150,8 +153,17 @@ class Engine:
         except BaseException:
             self.undo()
             raise
+        self._note(step.index, worker.said()[before:])
         self._after(step)
         return step
+
+    def _note(self, index: int, warnings: list[str]) -> None:
+        """Warnings of a step are its events; one that only its numbers tell from an earlier one is left out."""
+        for message in warnings:
+            words = re.sub(r"\d+", "", message)
+            if words not in self._warned:
+                self._warned.add(words)
+                self.store.add_event(index, self.branch, "warning", message=message)
 
     def _steps(self, live: Live) -> Iterator[Step]:
         if self._loop is None:
@@ -227,6 +239,10 @@ class Engine:
             self.reference = State.load(self.snapshots.reference, self.policy.device).params
         return self.reference
 
+    def reference_at(self, state: State) -> dict[str, Tensor]:
+        """The parameters of the reference as it stood in `state`."""
+        return reference.params(state, self._context_for(self.live))
+
     def remember(self) -> None:
         """Keep a copy of the state as it is after this step, as far as memory allows."""
         size = self.state.nbytes()
@@ -260,17 +276,22 @@ class Engine:
     def _replay(self, state: State, index: int) -> None:
         """Do step `index` again on `state` from the stored record, without sampling or scoring."""
         record = self.store.step_row(index, self.branch)
-        rollouts = self.store.load_rollouts(index, self.branch) if self.method.takes == "task" else None
         torch.set_num_threads(record["threads"])
-        context = self._context_for(self.live_at(index), Replay(rollouts, record["plan"]))
-        context.state = state
-        loop = self.method.loop(state, context)
+        loop = self.method.loop(state, self.context_at(state, index))
         with self.policy.holding(state.params):
             made = next(loop)
         loop.close()
         # What followed from sampling (a cursor over prompts) is not made again by a replay: the record has it.
         state.step, state.json = index, record["state"]
         self._compare(made, self.store.step_metrics(index, self.branch))
+
+    def context_at(self, state: State, index: int) -> Context:
+        """What step `index`, which is on record, ran with: its settings, rollouts and micro-batches."""
+        plan = self.store.step_row(index, self.branch)["plan"]
+        rollouts = self.store.load_rollouts(index, self.branch) if self.method.takes == "task" else None
+        context = self._context_for(self.live_at(index), Replay(rollouts, plan))
+        context.state = state
+        return context
 
     def _compare(self, made: Step, stored: dict[str, float]) -> None:
         for name in ("loss", "grad_norm"):
@@ -306,6 +327,13 @@ class Engine:
         self.changes = [c for c in self.changes if not (c.branch == self.branch and c.step == index)]
         self.changes.append(Change(self.branch, index, live))
         self._loop = None
+
+    def mark(self) -> tuple | None:
+        """Differs after another process went on with the run, or changed what its next step runs with."""
+        if self.store is None:
+            return None
+        sets = self.store.query("SELECT MAX(id) FROM events WHERE kind = 'set'")
+        return self.store.branch, self.store.last_step(), sets
 
     # -- looking ---------------------------------------------------------------------------------------------
 

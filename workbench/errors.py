@@ -5,9 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from workbench.text import visible
+
 
 class WorkbenchError(Exception):
     """The base of every error workbench raises on purpose."""
+
+    def __str__(self) -> str:
+        """What it quotes, names and texts of rows and models, is shown by a terminal and not obeyed."""
+        return visible(super().__str__())
 
 
 class SettingError(WorkbenchError, ValueError):

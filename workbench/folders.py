@@ -58,7 +58,7 @@ def lock(folder: Path, owner: Any) -> FileLock:
     other = _held.get(folder, lambda: None)()
     if other is not None and other is not owner:
         other.release(f"{folder} was opened again by this process; use the new run object.")
-    taken = FileLock(folder / "lock")
+    taken = FileLock(folder / "lock", thread_local=False)  # taken on the worker, given up in the user's thread
     try:
         taken.acquire(timeout=0)
     except Timeout as error:

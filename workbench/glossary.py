@@ -241,6 +241,18 @@ METRICS: tuple[Metric, ...] = (
          "1: some answers are nothing but the stop token."),
         ("completions/max_terminated_length", "tokens", "The longest of those; 0 where there are none.",
          "Well below max_new_tokens: the limit could be lower. Near it: it may cut answers that were about to end."),
+        ("reward_length_corr", "-1 to 1",
+         "Pearson's correlation of reward and number of tokens over the step's completions that have a reward; left out"
+         " where all rewards or all lengths are equal.",
+         "Near 0. Steadily above about 0.5: longer answers are paid better, whatever they say, and the policy will grow"
+         " them; below -0.5: short ones are. Where tasks need more thought for more reward, some of it is fine."),
+        ("entropy/p10", "nats per token",
+         "The 10th percentile of the entropies of the step's sampled tokens, at the sampling temperature.",
+         "Near 0: most tokens are certain, as they should be in running text."),
+        ("entropy/p90", "nats per token",
+         "The 90th percentile of the same: the few tokens at which the text could go several ways.",
+         "It should fall more slowly than entropy does. At 0 no token is in doubt any more: completions of a prompt are"
+         " all the same, and learning ends."),
     ),
     *_in(
         POLICY, (*RL, "kto"),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from workbench import adapters, keys, quantisation, scoring, summary, worker
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.loading import Loaded, load_parts, quiet
+from workbench.pieces import Pieces
 from workbench.sampling import decoder
 from workbench.sampling.rollouts import Rollouts, is_ids
 from workbench.scoring import Scores, TokenScores
@@ -83,6 +84,8 @@ class Policy:
         self.notes = loaded.notes
         self.holder = START
         """whose weights the model holds now: a run's name, or "start" """
+        self.pieces = Pieces(loaded.tokenizer)
+        """what each token id stands for"""
         self._start = self._now()
 
     # ------------------------------------------------------------------ what it is
@@ -131,12 +134,10 @@ class Policy:
     @quiet()
     @worker.on_worker
     def attach(self, config: adapters.LoRA | Any) -> Policy:
-        """Puts an adapter on the model: `wb.LoRA(...)` or any `peft.PeftConfig`. Only the adapter trains
-        then.
+        """Puts an adapter on the model: `wb.LoRA(...)` or any `peft.PeftConfig`. Only the adapter trains then.
 
-        Its start is drawn from the policy's seed; torch's own random state is left as it was. Returns the
-        policy. Raises SettingError if there is one already, if a run's weights are held, or if the adapter
-        does not fit.
+        Its start is drawn from the policy's seed; torch's own random state is left as it was. Returns the policy.
+        Raises SettingError if there is one already, if a run's weights are held, or if the adapter does not fit.
         """
         from peft import get_peft_model
 
@@ -200,9 +201,8 @@ class Policy:
             p = mine[name]
             if (tensor.shape, tensor.dtype, tensor.device) != (p.shape, p.dtype, p.device):
                 raise RunError(
-                    f"The weights of {holder!r} are not this model's: {name} is {tuple(tensor.shape)} "
-                    f"{tensor.dtype} on {tensor.device}, and should be {tuple(p.shape)} {p.dtype} on "
-                    f"{p.device}."
+                    f"The weights of {holder!r} are not this model's: {name} is {tuple(tensor.shape)} {tensor.dtype} on"
+                    f" {tensor.device}, and should be {tuple(p.shape)} {p.dtype} on {p.device}."
                 )
         for name, tensor in params.items():
             mine[name].data = tensor
@@ -257,8 +257,8 @@ class Policy:
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], temperature: float = 1.0) -> Scores:
         """Log-prob and entropy of each completion's tokens after its prompt, without gradients.
 
-        A prompt is a string, a list of messages or of token ids; a completion is a string (tokenised as it
-        stands, no end token added) or a list of token ids. Raises DataError if they are not as many.
+        A prompt is a string, a list of messages or of token ids; a completion is a string (tokenised as it stands, no
+        end token added) or a list of token ids. Raises DataError if they are not as many.
         """
         prompts, completions = list(prompts), list(completions)
         if len(prompts) != len(completions):
@@ -361,12 +361,12 @@ class Policy:
         top_k: int = 0,
         keys: Sequence[int],
         check: Callable[[], None] | None = None,
+        on_token: Callable[[int, decoder.Drawn], None] | None = None,
     ) -> Rollouts:
-        """`n` completions of each tokenised prompt (`.text`, `.ids`), drawn with one key each, prompt by
-        prompt.
+        """`n` completions of each tokenised prompt (`.text`, `.ids`), drawn with one key each, prompt by prompt.
 
-        `check()` is called before every token and may raise. Rows and groups are numbered by the prompts'
-        places. Raises SettingError and DataError as `sample` does.
+        `check()` is called before every token and may raise, `on_token(row, drawn so far)` after every one. Rows and
+        groups are numbered by the prompts' places. Raises SettingError and DataError as `sample` does.
         """
         decoder.check_whole("n", n, 1)
         settings = decoder.Sampling(max_new_tokens, temperature, top_p, top_k).checked()
@@ -383,6 +383,7 @@ class Policy:
                 stop_ids=self.stop_ids,
                 filler=self.filler,
                 check=check,
+                on_token=on_token,
             )
         each = [(p, s) for p in range(len(prompts)) for s in range(n)]
         return Rollouts(
@@ -398,7 +399,20 @@ class Policy:
             logprob=[np.asarray(d.logprob, dtype=np.float32) for d in drawn],
             entropy=[np.asarray(d.entropy, dtype=np.float32) for d in drawn],
             temperature=float(temperature),
+            pieces=self.pieces.of([*(prompt.ids for prompt in prompts), *(d.ids for d in drawn)]),
         )
+
+    def play(self, **settings: Any):
+        """A chat box in a notebook: answers stream in, with and without the adapter side by side, tokens coloured.
+
+        `settings`: those of `sample` (`max_new_tokens` 128, `n` 1 to 4), `system` (a system prompt) and `compare` (a
+        list of "off": without the adapter, "start": as it was at the start); all can be changed in the box. The same
+        seed gives the text that `sample` gives. Weights that a run holds now are kept for the box as they are now;
+        `run.policy.play()` talks to the run's. Returns the view: `.messages`, `.rows`. Raises SettingError.
+        """
+        from workbench.playing import play
+
+        return play(self, **settings)
 
     def text_of(self, ids: Sequence[int]) -> str:
         """A completion's ids as text, without the stop token and other special tokens."""
@@ -419,9 +433,8 @@ class Policy:
                 room = limit - len(prompt.ids) - virtual
                 how = f"max_new_tokens={room} at most" if room > 0 else "a shorter prompt"
                 raise DataError(
-                    f"Prompt {i} is too long: its {len(prompt.ids)} tokens and "
-                    f"max_new_tokens={max_new_tokens} exceed the {limit} tokens this model can see. Use "
-                    f"{how}. It begins {prompt.text[:60]!r}."
+                    f"Prompt {i} is too long: its {len(prompt.ids)} tokens and max_new_tokens={max_new_tokens} exceed"
+                    f" the {limit} tokens this model can see. Use {how}. It begins {prompt.text[:60]!r}."
                 )
 
     # ------------------------------------------------------------------ saving
@@ -429,8 +442,7 @@ class Policy:
     @quiet()
     @worker.on_worker
     def save(self, folder: str | Path) -> Path:
-        """Writes the adapter in PEFT's format (or the whole model, if it has none) and the tokenizer. Returns
-        the path.
+        """Writes the adapter in PEFT's format (or the whole model, if it has none) and the tokenizer. Returns the path.
 
         The weights are those held now. A model card (README.md) says what the policy is; that of `run.save` says how
         it was trained, too. The folder appears whole or not at all; an earlier save is replaced, but a README.md that
@@ -458,10 +470,9 @@ class Policy:
     def export(self, folder: str | Path, probes: Sequence[str] | None = None):
         """Writes one plain transformers model with the adapter merged in, then loads it and compares.
 
-        The policy itself does not change by a bit. Returns `export.Agreement`: KL divergence and top-1
-        agreement between the policy and the written model on `probes` (prompts; a few plain ones by default)
-        and what the policy says after them. Raises SettingError for adapters that cannot be merged, and as
-        `save` does.
+        The policy itself does not change by a bit. Returns `export.Agreement`: KL divergence and top-1 agreement
+        between the policy and the written model on `probes` (prompts; a few plain ones by default) and what the policy
+        says after them. Raises SettingError for adapters that cannot be merged, and as `save` does.
         """
         from workbench import export
 

@@ -8,13 +8,15 @@ background is a chain of one-step jobs, so that other calls come in between its 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
 import queue
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ class Job:
         self.call = call
         self.awaited = awaited
         self.warnings: list[str] = []
+        self.said: list[str] = []
+        """every warning of the job so far, whoever tells the user"""
         self.cancelled = threading.Event()
         self.done = threading.Event()
         self.result: Any = None
@@ -50,12 +54,18 @@ class Worker:
     def __init__(self):
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.current: Job | None = None
+        self.closing = False
         self.thread = threading.Thread(target=self._loop, name="workbench-worker", daemon=True)
         self.thread.start()
 
     def _loop(self) -> None:
-        while (job := self.jobs.get()) is not None:
+        while (job := self.jobs.get()) is not None or not self.jobs.empty():
+            if job is None:  # what a job of before has queued behind the end comes first
+                self.jobs.put(None)
+                continue
             self.current = job
+            if self.closing:
+                job.cancelled.set()
             set_cell_parent(job.parent)
             try:
                 job.result = job.call()
@@ -69,6 +79,7 @@ class Worker:
 
 _worker: Worker | None = None
 _guard = threading.Lock()
+_open: weakref.WeakSet[Generator] = weakref.WeakSet()
 
 
 def _get() -> Worker:
@@ -81,15 +92,32 @@ def _get() -> Worker:
 
 
 def _shut_down(worker: Worker) -> None:
-    """At exit: undo the step in flight, then let the thread end, so that torch is not torn down under it."""
+    """At exit: undo the step in flight, have what waits find itself cancelled, so that runs in the background end as
+    paused ones, then let the thread end, so that torch is not torn down under it."""
+    worker.closing = True
     current = worker.current
     if current is not None:
         current.cancelled.set()
-    worker.jobs.put(None)
-    worker.thread.join(timeout=10)
+    answers = current is None or current.done.wait(10)  # a reward that hangs must not hang the exit, too
+    try:
+        for generator in list(_open) if answers else ():
+            with contextlib.suppress(ValueError):  # another thread is in it
+                generator.close()
+    finally:
+        worker.jobs.put(None)
+        worker.thread.join(timeout=10)
 
 
-os.register_at_fork(after_in_child=lambda: globals().update(_worker=None, _guard=threading.Lock()))
+def closed_at_exit(generator: Generator) -> Generator:
+    """`generator`, closed at exit if it is still open, while the worker answers: left to Python, that comes when there
+    are no threads and half the modules are gone."""
+    _open.add(generator)
+    return generator
+
+
+os.register_at_fork(
+    after_in_child=lambda: globals().update(_worker=None, _guard=threading.Lock(), _open=weakref.WeakSet())
+)
 
 
 def on_thread() -> bool:
@@ -131,13 +159,24 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 def warn(message: str) -> None:
     """A UserWarning at the user's own line, also from the worker: there it is left to the caller who waits."""
     job = _worker.current if on_thread() else None
-    if job is not None and job.awaited:
-        job.warnings.append(message)
-        return
+    if job is not None:
+        job.said.append(message)
+        if job.awaited:
+            return job.warnings.append(message)
     level, frame = 1, sys._getframe(0)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def noted() -> list[str]:
+    """The warnings that the job in hand kept for the caller who waits; on the worker."""
+    return [] if _worker is None or _worker.current is None else list(_worker.current.warnings)
+
+
+def said() -> list[str]:
+    """All warnings of the job in hand so far; on the worker."""
+    return list(_worker.current.said) if on_thread() and _worker.current is not None else []
 
 
 def on_worker(function):

@@ -93,6 +93,7 @@ def join(parts: Sequence[Rollouts]) -> Rollouts:
         rewards={name: np.concatenate([part.rewards[name] for part in parts]) for name in first.rewards},
         reward=np.concatenate([part.reward for part in parts]),
         columns={name: [*chain.from_iterable(part.columns[name] for part in parts)] for name in first.columns},
+        pieces={i: piece for part in parts for i, piece in part.pieces.items()},
     )
 
 

@@ -121,6 +121,7 @@ def describe(rollouts: Rollouts) -> dict[str, float]:
     lengths = np.array([len(ids) for ids in rollouts.ids], dtype=np.float64)
     cut = np.array([reason == "length" for reason in rollouts.finish_reason])
     ended = np.zeros(1) if cut.all() else lengths[~cut]  # (N,) of those that ended by themselves
+    metrics |= _correlation(reward, lengths) | _entropy_band(rollouts)
     return metrics | {
         "completions/mean_length": float(lengths.mean()),
         "completions/min_length": float(lengths.min()),
@@ -130,6 +131,24 @@ def describe(rollouts: Rollouts) -> dict[str, float]:
         "completions/min_terminated_length": float(ended.min()),
         "completions/max_terminated_length": float(ended.max()),
     }
+
+
+def _correlation(reward: np.ndarray, lengths: np.ndarray) -> dict[str, float]:
+    """Pearson's correlation of reward and length over the completions with a reward; none where one is constant."""
+    known = ~np.isnan(reward)
+    reward, lengths = reward[known], lengths[known]
+    if len(reward) < 2 or reward.std() < DEAD or lengths.std() < DEAD:
+        return {}
+    return {"reward_length_corr": float(np.corrcoef(reward, lengths)[0, 1])}
+
+
+def _entropy_band(rollouts: Rollouts) -> dict[str, float]:
+    """The 10th and the 90th percentile of the entropies of all sampled tokens; none for completions that were given."""
+    entropies = np.concatenate([np.empty(0), *rollouts.entropy])  # float64
+    if not len(entropies):
+        return {}
+    low, high = np.percentile(entropies, (10, 90))
+    return {"entropy/p10": float(low), "entropy/p90": float(high)}
 
 
 def _means(logged: list[dict[str, float]]) -> dict[str, float]:

@@ -11,7 +11,7 @@ with `kept` 0 for tokens of low entropy (`top_entropy_quantile`) and for rows th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -77,6 +77,41 @@ def policy_gradient(
     known; `sampler_weight` (B, T) or (B,), the correction (`objectives.sampler`).
     totals: `rows`, `tokens` (of rows that are kept), `tokens_share`, `max_tokens`: see `objectives.reductions`.
     """
+    loss, terms, metrics = _token_losses(scores, columns, settings)
+    reduced = REDUCTIONS[LOSS_TYPES[settings.loss_type].reduction].function(loss, terms.mask, totals)
+    if rewards_entropy(settings):
+        share = reduced.detach() * totals["rows"], reduced.new_tensor(float(len(terms.mask)))
+        metrics["policy_loss"] = share
+        reduced = reduced - entropy_coef * _mean_entropy(scores.entropy, terms, totals, settings)
+    return reduced, metrics
+
+
+def token_shares(
+    scores, columns: Mapping[str, Tensor], totals: Mapping[str, float], *, settings: Any, entropy_coef: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Each token's share (B, T) of the loss that `policy_gradient` makes of the same, and 1 (B, T) for those in it.
+
+    The shares add up to the loss: reductions and the mean of the entropy are linear in the numbers of the tokens, so
+    a share is a number times the slope there. Where the loss has one number for a row, its tokens share it evenly.
+    """
+    loss, terms, _ = _token_losses(scores, columns, settings)
+    reduce = REDUCTIONS[LOSS_TYPES[settings.loss_type].reduction].function
+    shares = _shares(loss.expand_as(terms.mask), lambda values: reduce(values, terms.mask, totals))
+    if rewards_entropy(settings):
+        bonus = _shares(scores.entropy, lambda values: _mean_entropy(values, terms, totals, settings))
+        shares = shares - entropy_coef * bonus
+    return shares, terms.active
+
+
+def _shares(values: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.enable_grad():
+        leaf = values.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(linear(leaf), leaf)
+    return leaf.detach() * slope
+
+
+def _token_losses(scores, columns: Mapping[str, Tensor], settings: Any) -> tuple[Tensor, Terms, Metrics]:
+    """The losses (B, T) or (B, 1) before they are reduced, what they are made of, and metrics."""
     kind = LOSS_TYPES[settings.loss_type]
     surrogate = SURROGATES[kind.surrogate]
     terms, old = _terms(scores, columns, settings)
@@ -98,12 +133,7 @@ def policy_gradient(
         metrics["kl"] = mean_over(kl, terms.mask)
     if "sampler_logprob" in columns and "old_logprob" not in columns:
         metrics |= sampling_metrics(old, columns["sampler_logprob"], terms.mask)
-    reduced = REDUCTIONS[kind.reduction].function(loss, terms.mask, totals)
-    if rewards_entropy(settings):
-        share = reduced.detach() * totals["rows"], reduced.new_tensor(float(len(terms.mask)))
-        metrics["policy_loss"] = share
-        reduced = reduced - entropy_coef * _mean_entropy(scores.entropy, terms, totals, settings)
-    return reduced, metrics
+    return loss, terms, metrics
 
 
 def _terms(scores, columns: Mapping[str, Tensor], settings: Any) -> tuple[Terms, Tensor]:

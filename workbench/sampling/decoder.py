@@ -75,31 +75,35 @@ def decode(
     stop_ids: Sequence[int],
     filler: int,
     check: Callable[[], None] | None = None,
+    on_token: Callable[[int, Drawn], None] | None = None,
 ) -> list[Drawn]:
     """`n` completions of each prompt, prompt by prompt: row `p * n + s` is sample s of prompt p and uses its
     key.
 
-    `check` is called before every token and may raise to end the work. Raises RunError if the model's logits
-    are not numbers. The model must be in eval mode.
+    `check` is called before every token and may raise to end the work; `on_token` after every one, with its row and
+    what that row has so far. Raises RunError if the model's logits are not numbers. The model must be in eval mode.
     """
-    source = Cached if has_usable_cache(model) else Plain
+    kind = Cached if has_usable_cache(model) else Plain
     out: list[Drawn] = []
     per_turn = max(1, ROWS // n)
     for at in range(0, len(prompts), per_turn):
         turn = list(prompts[at : at + per_turn])
         for first in range(0, n, ROWS):  # more samples of one prompt than fit a turn
             count = min(ROWS, n - first)
-            turn_keys = [keys[(at + p) * n + first + s] for p in range(len(turn)) for s in range(count)]
-            out += _decode_turn(
-                source(model, turn, count, filler), turn_keys, sampling, stop_ids, filler, check
-            )
+            places = [(at + p) * n + first + s for p in range(len(turn)) for s in range(count)]
+            drawn = {place: Drawn() for place in places}
+            turn_keys = [keys[place] for place in places]
+            source = kind(model, turn, count, filler)
+            _decode_turn(source, drawn, turn_keys, sampling, stop_ids, filler, check, on_token)
+            out += drawn.values()
     return out
 
 
 def _decode_turn(
-    source: Cached | Plain, keys, sampling: Sampling, stop_ids, filler: int, check
-) -> list[Drawn]:
-    drawn = [Drawn() for _ in keys]
+    source: Cached | Plain, drawn: dict[int, Drawn], keys, sampling: Sampling, stop_ids, filler: int, check, on_token
+) -> None:
+    """Fills `drawn`, whose keys are the rows' places among all."""
+    every = list(drawn.items())
     uniform = np.stack(
         [stateless.uniforms(k, sampling.max_new_tokens) for k in keys]
     )  # (rows, max_new_tokens)
@@ -114,20 +118,21 @@ def _decode_turn(
         tokens, logprob, entropy = draw(logits, torch.from_numpy(uniform[rows, t]), sampling)
         tokens = np.where(alive, tokens.numpy(), filler)
         for place in np.flatnonzero(alive):
-            row, token = drawn[rows[place]], int(tokens[place])
+            (number, row), token = every[rows[place]], int(tokens[place])
             row.ids.append(token)
             row.logprob.append(float(logprob[place]))
             row.entropy.append(float(entropy[place]))
             if token in stops:
                 row.finish_reason = "stop"
                 alive[place] = False
+            if on_token is not None:
+                on_token(number, row)
         if not alive.any():
             break
         if 2 * alive.sum() <= len(alive):
             kept = np.flatnonzero(alive)
             source.select(kept)
             rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
-    return drawn
 
 
 def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:

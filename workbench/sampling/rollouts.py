@@ -51,6 +51,8 @@ class Rollouts:
     advantage: np.ndarray | None = None
     columns: dict[str, list] = field(default_factory=dict)
     temperature: float = 1.0
+    pieces: dict[int, tuple[str, bool]] = field(default_factory=dict)
+    """by token id its text and whether it is special (`workbench.pieces`), where a policy sampled these"""
 
     @classmethod
     def of(
@@ -136,11 +138,11 @@ class Rollouts:
         }
 
     def to_pandas(self):
-        """One row a completion; token arrays in the object columns `ids`, `logprob`, `entropy`."""
+        """One row a completion; token arrays in the object columns `prompt_ids`, `ids`, `logprob`, `entropy`."""
         import pandas as pd
 
         frame = pd.DataFrame([self.record(i) for i in range(len(self))])
-        for name in ("ids", "logprob", "entropy"):
+        for name in ("prompt_ids", "ids", "logprob", "entropy"):
             values = getattr(self, name)
             if values:
                 frame[name] = values
@@ -164,13 +166,14 @@ class Rollouts:
             advantage=None if self.advantage is None else self.advantage[index],
             columns={name: pick(values) for name, values in self.columns.items()},
             temperature=self.temperature,
+            pieces=self.pieces,
         )
 
     def show(self):
-        """A table of the completions in a notebook, escaped; plain text in a terminal."""
+        """The browser of completions in a notebook (see `run.browse`); plain text in a terminal."""
         from workbench.views.rollouts import RolloutTable
 
-        return RolloutTable(self.to_pandas()).show()
+        return RolloutTable(self.to_pandas(), prompts=self.prompt, pieces=self.pieces).show()
 
     def __repr__(self) -> str:
         groups = len(set(self.group))

@@ -9,6 +9,7 @@ Tables (all times in seconds, log-probs and entropies in nats):
     rollouts  (id, step, branch, group_id, sample, row, prompt, completion, reward, advantage,
                finish_reason, n_tokens, rewards, columns)              `rewards`, `columns`: JSON by name
     tokens    (rollout_id, prompt_ids, ids, logprob, entropy)          little-endian int32 and float32 blobs
+    pieces    (id, text, special)                what token ids stand for: see `store.tokens`
     events    (id, created, step, branch, kind, payload)               settings changed, rewinds, warnings, errors
     rows      (name, i, row)                     the rows a run trains and evaluates on, as JSON
 
@@ -33,6 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import StoreError, did_you_mean
+from workbench.store.tokens import add_pieces
 from workbench.text import clean
 
 if TYPE_CHECKING:
@@ -204,6 +206,7 @@ class Store:
             )
             if rollouts is not None:
                 self._insert_rollouts(db, step, branch, rollouts)
+                add_pieces(db, rollouts.pieces)
 
     @staticmethod
     def _insert_rollouts(db: sqlite3.Connection, step: int, branch: int, rollouts: Rollouts) -> None:
@@ -461,20 +464,9 @@ def _nothing_at(folder: Path) -> str:
 
 
 _NETWORK = {
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "9p",
-    "afs",
-    "ceph",
-    "lustre",
-    "glusterfs",
-    "fuse.sshfs",
-    "fuse.gcsfuse",
+    "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "glusterfs", "fuse.sshfs", "fuse.gcsfuse",
     "drvfs",
-}
+}  # fmt: skip
 
 
 def _use_wal(db: sqlite3.Connection, folder: Path) -> bool:
