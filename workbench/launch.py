@@ -6,6 +6,7 @@ Settings and data are checked here, before a folder is made or a weight is touch
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -215,14 +216,14 @@ def _launch(
 
 
 def check_change(
-    method: str, live: Live, settings: dict[str, Any], rewards: Any, weights: Any
+    method: str, live: Live, settings: dict[str, Any], rewards: Any, weights: Any, say: Callable = worker.warn
 ) -> tuple[Live, dict[str, Any]]:
     """The Live that `run.set` or `run.fork` asks for, and the event that records it. Raises before anything changes."""
     payload: dict[str, Any] = {}
     if settings:
         made = settings_of.make(method, settings, base=live.settings)
         for said in made.unread(settings):
-            worker.warn(f"wb.{method}: {said}")
+            say(f"wb.{method}: {said}")
         before, after = asdict(live.settings), asdict(made)
         payload["settings"] = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
         if changed := sorted(settings_of.fixed(method) & payload["settings"].keys()):

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench import folders, worker
+from workbench import edited, folders, worker
 from workbench import settings as settings_of
 from workbench.background import Background
 from workbench.errors import RunError, StoreError
 from workbench.store import Store
+from workbench.text import visible
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from workbench.asking import Asking
     from workbench.engine import Engine
     from workbench.methods.context import Step
     from workbench.policy import Policy
+    from workbench.rescoring import Rescored
 
 
 @dataclass
@@ -53,16 +57,24 @@ class Run:
         self._begin = begin
         self._reader: Store | None = None
         self._lock = folders.lock(folder, self) if engine is not None else None
+        self._left: tuple | None = None
         self._released = (
             "" if engine is not None else f"This run was opened to look at; to go on: wb.resume({str(folder)!r})."
         )
         self._background: Background | None = None
+        self._switch = threading.Lock()
+        self._stepping = self._leave = False
+        self.forks: list[Run] = []
+        """runs forked from this one in its dashboard, the newest last"""
+        self._rescored: Rescored | None = None
+        if engine is not None:
+            edited.watch(self)
 
     # -- the user owns the loop ------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Step]:
         """The steps still to come. `break` pauses; iterating again goes on."""
-        return self._iterate()
+        return worker.closed_at_exit(self._iterate())
 
     def _iterate(self, most: int | None = None) -> Iterator[Step]:
         self._writable()
@@ -70,24 +82,27 @@ class Run:
             raise RunError("The run is going on in the background; run.pause() it first.")
         count = 0
         worker.call(self._started)
+        self._stepping, self._leave = True, False
         try:
-            while most is None or count < most:
+            while (most is None or count < most) and not self._leave:
                 step = worker.call(self.engine.step)
                 if step is None:
                     break
                 count += 1
                 yield step
         except GeneratorExit:
-            self._set_status("paused")
+            self._stands("paused")
             raise
         except KeyboardInterrupt:
-            self._set_status("paused")
+            self._stands("paused")
             self._say_interrupted()
             raise
         except BaseException as error:
             self._failed(error)
             raise
-        self._set_status("finished" if worker.call(self.engine.finished) else "paused")
+        finally:
+            self._stepping = False
+        self._stands("finished" if worker.call(self.engine.finished) else "paused")
 
     def run(self, steps: int | None = None) -> Run:
         """To the end, or `steps` more steps, with a progress bar. Ctrl-C undoes the step in flight and returns."""
@@ -104,27 +119,27 @@ class Run:
         left = max(0, total - done) if steps is None else min(steps, max(0, total - done))
         with tqdm(total=left, desc=self.name, unit="step") as bar:
             try:
-                for step in self._iterate(left):
+                for step in self._iterate(None if steps is None else left):
+                    if steps is None:  # a rewind or another `steps` on the way moves the end
+                        bar.total = bar.n + 1 + max(0, self.engine.settings.steps - step.index)
                     bar.set_postfix_str(_headline(step.metrics), refresh=False)
                     bar.update()
             except KeyboardInterrupt:
                 return self
-        if reason := worker.call(self.engine.finished):
-            if reason == "time_limit":
-                print(
-                    f"{self.name} reached its time_limit of {self.settings['time_limit']:g} s after step {self.step}."
-                )
+        if worker.call(self.engine.finished) == "time_limit":
+            print(f"{self.name} reached its time_limit of {self.settings['time_limit']:g} s after step {self.step}.")
         return self
 
     # -- in the background -----------------------------------------------------------------------------------
 
-    def start(self) -> Run:
-        """Go on in the background; the kernel stays free. See pause, wait and stop."""
+    def start(self, steps: int | None = None) -> Run:
+        """Go on in the background, to the end or for `steps` steps; the kernel stays free. See pause, wait and stop."""
+        steps = settings_of.typed("steps", steps, "int | None")
         self._writable()
-        if self._background is not None and self._background.running:
-            return self
-        self._background = Background(self)
-        self._background.submit()
+        with self._switch:
+            if not self.running:
+                self._background = Background(self, steps)
+                self._background.submit()
         return self
 
     resume = start
@@ -144,13 +159,21 @@ class Run:
         """
         if self._background is not None and self._background.running:
             self._background.ask(cancel=True)
+            if worker.on_thread():  # nothing is in flight
+                self._background.settle()
             self._background.done.wait()
-        if not self._released and self._lock is not None:
-            if self.engine.store is not None:
-                worker.call(self.engine.save_snapshot)
-                self._set_status("stopped")
-            self._lock.release()
-            self._lock = None
+        self._leave = True  # a loop over the run has no right to go on
+
+        def let_go() -> None:  # one job: a cell and a button may stop it at once
+            if not self._released and self._lock is not None:
+                if self.engine.store is not None:
+                    self.engine.save_snapshot()
+                    self._set_status("stopped")
+                self._left = self.engine.mark()
+                self._lock.release()
+                self._lock = None
+
+        worker.call(let_go)
         return self
 
     def wait(self, timeout: float | None = None) -> bool:
@@ -192,21 +215,26 @@ class Run:
         self._writable()
         self._ready()
         live, _ = launch.check_change(self.engine.method.name, self.engine.live, settings, rewards, weights)
-        worker.call(inputs.check, self.engine.policy, live.settings)
-        worker.call(inputs.check_data, self.engine.policy, live.settings, live.data, live.eval_data)
-        change = partial(launch.apply_change, self.engine, settings, rewards, weights)
-        if self.running:
-            self._background.changes.append(change)
-        else:
-            worker.call(change)
+
+        def change() -> None:  # one job, so that it waits for one step at most
+            inputs.check(self.engine.policy, live.settings)
+            inputs.check_data(self.engine.policy, live.settings, live.data, live.eval_data)
+            launch.apply_change(self.engine, settings, rewards, weights)
+
+        worker.call(change)
         return self
 
     def rewind(self, step: int) -> Run:
         """Exactly the state after `step`. Later steps stay in the store as an abandoned branch."""
         self._writable()
         self._ready()
-        worker.call(self.engine.rewind, settings_of.typed("step", step, "int"))
-        self._set_status("running" if self.running else "paused")
+        step = settings_of.typed("step", step, "int")
+
+        def back() -> None:
+            self.engine.rewind(step)
+            self._set_status("running" if self.running or self._stepping else "paused")
+
+        worker.call(back)
         return self
 
     def fork(self, step: int | None = None, *, out: str | os.PathLike | None = None, **changes: Any) -> Run:
@@ -260,17 +288,21 @@ class Run:
         outcome, grads = worker.call(looking.preview, self.engine, data)
         return Gradients(outcome.loss, outcome.metrics, grads)
 
-    def rescore(self, rewards: list, weights: list[float] | None = None) -> pd.DataFrame:
+    def rescore(self, rewards: list, weights: list[float] | None = None) -> Rescored:
         """Other rewards over the stored rollouts: what would have been taught. Trains and generates nothing.
 
         One row a rollout of this branch: id, step, group_id, prompt, completion, reward, new_reward, advantage,
-        new_advantage, flips (the advantage changes sign), and a column for each new reward function.
-        Advantages are by the run's own estimator and settings at each step. A KL in the reward (`kl_in_reward`) would
-        need the model, and is left out of the new ones.
-        """
-        from workbench import looking
+        new_advantage, flips (the advantage changes sign), rank and new_rank within the group (1 is the best), and a
+        column for each reward function, old and new. Advantages are by the run's own estimator and settings at each
+        step. A KL in the reward (`kl_in_reward`) would need the model, and is left out of the new ones.
 
-        return worker.call(looking.rescore, self.store, rewards, weights)
+        The DataFrame shows itself as a view (`.show()`) and has `.summary`, `.groups` (one row a group: which die or
+        come alive) and `.since`: what changed against the rescoring before this one.
+        """
+        from workbench import rescoring
+
+        self._rescored = worker.call(rescoring.rescore, self.store, rewards, weights, self._rescored)
+        return self._rescored
 
     # -- sharing ---------------------------------------------------------------------------------------------
 
@@ -317,6 +349,15 @@ class Run:
             self._reader = Store(self.folder)
         return self._reader
 
+    @cached_property
+    def asking(self) -> Asking | None:
+        """What views ask the model by; None for a run opened to look at."""
+        if self.engine is None:
+            return None
+        from workbench.asking import Asking
+
+        return Asking(self)
+
     @property
     def name(self) -> str:
         return self.folder.name
@@ -353,29 +394,40 @@ class Run:
         return self.store.rollouts(step, where)
 
     def show(self):
-        """Live curves in a notebook; a text summary in a terminal."""
+        """Live curves in a notebook, with buttons that start, pause, step, rewind, fork and set; a text summary in a
+        terminal. A run opened to look at (`wb.open`) has no buttons."""
+        from workbench.control import Control
         from workbench.views.dashboard import show_dashboard
 
-        return show_dashboard(self.store)
+        return show_dashboard(self.store, control=None if self.engine is None else Control(self))
 
-    def browse(self):
-        """A table of all stored completions."""
+    def browse(self, where: str = ""):
+        """All stored completions: to sort, search, filter (`where`, as in "reward < 0.5 and n_tokens > 200"), read by
+        group and over the steps, and save as rows. Returns the browser: `.filter`, `.selection`, `.to_jsonl`."""
         from workbench.views.rollouts import RolloutTable
 
-        return RolloutTable(self.store).show()
+        return RolloutTable(self.store, where=where, model=self.asking).show()
 
-    def report(self, path: str | os.PathLike) -> Path:
-        """Write a self-contained HTML file with the curves and a sample of the rollouts."""
+    def tokens(self, rollout: int):
+        """The token microscope on a stored completion (its `id` in `run.rollouts()`) and the others of its group:
+        tokens painted by log-prob, entropy, advantage, and by what the model says of them at any step."""
+        from workbench.views.tokens import TokenView
+
+        return TokenView(self.store, [rollout], model=self.asking).show()
+
+    def report(self, path: str | os.PathLike, sample: int = 200) -> Path:
+        """Write one HTML file that needs nothing else, with the curves and `sample` rollouts in whole groups: about
+        5 MB, most of it the chart library."""
         from workbench.views.report import write_report
 
-        return write_report(self.store, path)
+        return write_report(self.store, path, sample=sample)
 
     def __repr__(self) -> str:
         if self._begin is not None:
-            return f"<Run {self.name}: new, in {self.folder}>"
+            return f"<Run {visible(self.name)}: new, in {visible(self.folder)}>"
         last = _headline(self.store.step_metrics(self.step))
         where = f"{self.status}, step {self.step} of {self.settings['steps']}"
-        return f"<Run {self.name}: {where}{', ' + last if last else ''}; in {self.folder}>"
+        return f"<Run {visible(self.name)}: {where}{', ' + last if last else ''}; in {visible(self.folder)}>"
 
     # -- inside ----------------------------------------------------------------------------------------------
 
@@ -384,8 +436,7 @@ class Run:
             raise RunError(self._released)
         if self._lock is None:  # after stop()
             self._lock = folders.lock(self.folder, self)
-            store = self.engine.store
-            if store is not None and (store.branch, store.last_step()) != (self.engine.branch, self.engine.state.step):
+            if self.engine.mark() != self._left:
                 self.release(f"Another process went on with this run; to go on: wb.resume({str(self.folder)!r}).")
                 raise RunError(self._released)
 
@@ -408,6 +459,11 @@ class Run:
         worker.call(self.engine.store.set_meta, status=status)
         if status in ("finished", "stopped"):
             self.engine.tracking.finish(status)
+
+    def _stands(self, status: str) -> None:
+        """A loop over the run has ended; after `stop` the record is not this run's to write."""
+        if self._lock is not None:
+            self._set_status(status)
 
     def _failed(self, error: BaseException) -> None:
         """Note the error in the store; the run can go on from its last whole step."""

@@ -31,7 +31,7 @@ def test_curves_grow_while_a_thread_trains_and_a_reload_brings_them_back(lab, pa
     assert page.evaluate(POINTS) > first
     assert page.locator(".wb-status").inner_text() == "running"
     assert "of 400" in page.locator(".wb-progress").inner_text()
-    titles = page.locator(".wb-board > .wb-grid").first.locator(".wb-chart-title").all_inner_texts()
+    titles = page.locator(".wb-groups .wb-chart-title").all_inner_texts()
     assert titles[0] == "Reward" and "loss" not in titles
     name = page.locator(".wb-key-name").nth(1).inner_text()
     assert name.startswith("rewards/<img src=x onerror=") and "⟨U+202E⟩" in page.locator(".wb-key").nth(

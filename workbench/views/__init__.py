@@ -15,6 +15,10 @@ _WHERE = {
     "RolloutTable": "rollouts",
     "write_report": "report",
     "MaskView": "mask",
+    "RewardBench": "reward_bench",
+    "RescoredView": "rescored",
+    "CompareView": "compare",
+    "TokenView": "tokens",
 }
 
 __all__ = sorted(_WHERE)

@@ -28,6 +28,8 @@ from workbench.errors import WorkbenchError
 from workbench.views.text import visible
 
 HERE = Path(__file__).parent
+NO_MATHS = "mathjax_ignore tex2jax_ignore"
+"""classes at which MathJax 3 and 2 leave text alone: a model that writes of $5 and $7 writes no formula"""
 
 Columns = dict[str, "np.ndarray | Sequence[str]"]
 
@@ -94,9 +96,13 @@ class View(anywidget.AnyWidget):
 
     place = traitlets.Unicode().tag(sync=True)
 
+    def __new__(cls, *args: Any, **kwargs: Any):
+        made = super().__new__(cls, *args, **kwargs)
+        made._closed = threading.Event()  # before anything can fail: a widget closes itself when it is collected
+        return made
+
     def __init__(self, **traits: Any):
         super().__init__(place=secrets.token_hex(6), **traits)
-        self._closed = threading.Event()
         self._guard = threading.RLock()
         self._handle: Any = None
         self._kept: Any = None
@@ -139,6 +145,7 @@ class View(anywidget.AnyWidget):
             if self._handle is not None and data != self._kept:
                 self._kept = data
                 self._handle.update(data, metadata=metadata, raw=True)
+                self.tell("kept", {"data": data}, to="places")
 
     def watch(self) -> None:
         """Called when the view is about to be seen."""
@@ -152,9 +159,10 @@ class View(anywidget.AnyWidget):
         if loads_by_output():
             made = super()._repr_mimebundle_() or {}
             data, metadata = made if isinstance(made, tuple) else (made, {})
+            picture["text/html"] = f'<div class="{NO_MATHS}">{picture["text/html"]}</div>'
             return {**data, **picture}, metadata
         # by class: a sanitiser leaves classes alone, and drops other marks
-        place = f'<div class="wb-place wb-place-{self.place}">{picture["text/html"]}</div>'
+        place = f'<div class="wb-place {NO_MATHS} wb-place-{self.place}">{picture["text/html"]}</div>'
         return {"text/html": place, "text/plain": picture["text/plain"]}, {}
 
     def _said(self):

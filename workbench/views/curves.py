@@ -1,169 +1,32 @@
-"""The numbers of a run as curves: read from the store step by step, and arranged into charts that fit the method."""
+"""The numbers of a run as curves: read from the store step by step, thinned to what a chart can show."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from dataclasses import asdict, dataclass
+import re
 from typing import Any
 
 import numpy as np
 
-from workbench.store import Store
-from workbench.views.text import duration, number, one_line, visible
+from workbench.store import Store, metrics
+from workbench.views.panels import Chart, arrange
+from workbench.views.text import duration, number, visible
 
 ENDED = ("finished", "failed", "killed", "stopped")
 MOST_POINTS = 2000
 """a longer curve is thinned before it is sent: a chart has no more pixels than that"""
 
-
-@dataclass(frozen=True)
-class Panel:
-    """A chart that a method should have. `names` are metrics; one `*` stands for any text."""
-
-    title: str
-    unit: str
-    names: tuple[str, ...]
-    low: float | None = None
-    high: float | None = None
-    band: str | None = None
-    """a metric whose value is drawn as a band around the first name"""
-    always: bool = False
-    """shown before the first value comes, too"""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart with the metrics it has in this run. `main` charts stand in front; the others are folded away."""
-
-    title: str
-    unit: str
-    names: tuple[str, ...]
-    low: float | None = None
-    high: float | None = None
-    band: str | None = None
-    main: bool = True
-
-    def to_dict(self) -> dict[str, Any]:
-        shown = asdict(self)
-        return shown | {"names": list(self.names), "labels": [one_line(name, 60) for name in self.names]}
-
-
-# Panels that several methods show.
-_REWARDS = Panel(
-    "Implicit rewards", "beta × nats per answer",
-    ("rewards/margins", "rewards/chosen", "rewards/rejected"), always=True,
-)  # fmt: skip
-_HELD_OUT_REWARDS = Panel(
-    "Held-out implicit rewards", "beta × nats per answer",
-    ("eval/rewards/margins", "eval/rewards/chosen", "eval/rewards/rejected"),
-)  # fmt: skip
-_RANKED = Panel("Pairs ranked right", "share", ("rewards/accuracies", "eval/rewards/accuracies"), 0, 1, always=True)
-_ENTROPY = Panel("Entropy", "nats per token", ("entropy", "eval/entropy"))
-
-# The loss never comes first in RL: with one update a step and no KL it is zero by construction.
-PANELS: dict[str, tuple[Panel, ...]] = {
-    "grpo": (
-        Panel("Reward", "reward", ("reward", "rewards/*/mean"), band="reward_std", always=True),
-        Panel("Held-out tasks solved", "share", ("eval/accuracy", "eval/pass@*", "eval/maj@*"), 0, 1),
-        Panel("Entropy", "nats per token", ("entropy", "eval/entropy"), always=True),
-        Panel("Completion length", "tokens", ("completions/mean_length", "eval/completions/mean_length"), always=True),
-        Panel(
-            "Dead groups and cut-off completions",
-            "share",
-            (
-                "frac_reward_zero_std", "completions/clipped_ratio", "eval/completions/clipped_ratio", "sampling/yield",
-            ),
-            0, 1, always=True,
-        ),
-        Panel("KL to the reference", "nats per token", ("kl",)),
-    ),
-    "dpo": (
-        _REWARDS,
-        _RANKED,
-        Panel("Log-probability of the answers", "nats per answer", ("logps/chosen", "logps/rejected"), always=True),
-        Panel("Loss", "nats per pair", ("loss", "eval/loss"), always=True),
-        Panel("Parts of the loss", "loss, before its weight", ("loss/*",)),
-        _HELD_OUT_REWARDS,
-        _ENTROPY,
-    ),
-    "orpo": (
-        Panel("Log-odds of chosen over rejected", "nats", ("log_odds_chosen", "eval/log_odds_chosen"), always=True),
-        _RANKED,
-        Panel("Log-probability of the answers", "nats per token", ("logps/chosen", "logps/rejected"), always=True),
-        Panel("Loss", "nats", ("loss", "eval/loss"), always=True),
-        Panel("Likelihood of the chosen text", "nats per token", ("nll_loss", "eval/nll_loss"), always=True),
-        _ENTROPY,
-    ),
-    "kto": (
-        _REWARDS,
-        Panel("Baseline: estimate of the KL", "nats per answer", ("kl", "eval/kl"), always=True),
-        Panel("Log-probability of the answers", "nats per answer", ("logps/chosen", "logps/rejected"), always=True),
-        Panel("Loss", "loss per answer", ("loss", "eval/loss"), always=True),
-        _HELD_OUT_REWARDS,
-        _ENTROPY,
-    ),
-    "sft": (
-        Panel("Loss", "nats per token", ("loss", "eval/loss"), always=True),
-        Panel(
-            "Tokens predicted right", "share", ("mean_token_accuracy", "eval/mean_token_accuracy"), 0, 1, always=True
-        ),
-        Panel("Entropy", "nats per token", ("entropy", "eval/entropy"), always=True),
-    ),
-}  # fmt: skip
-PANELS["cpo"] = PANELS["dpo"]
-
-
-UNITS = {
-    "num_tokens": "tokens", "completions/": "tokens", "eval/completions/": "tokens", "learning_rate": "learning rate",
-    "grad_norm": "norm", "clip_ratio/": "share", "frac_": "share", "rewards/": "reward", "eval/reward": "reward",
-    "logps/": "nats per answer", "entropy_coef": "coefficient", "entropy": "nats per token", "kl": "nats per token",
-    "sampling/rounds": "rounds", "sampling/importance": "weight", "sampling/": "nats", "cispo_clip_ratio": "share",
-    "vespo/": "weight", "policy_loss": "loss", "loss": "loss",
-}  # fmt: skip
-"""of metrics that stand in no panel, by the beginning of their name"""
-
-
-def _matches(pattern: str, names: list[str]) -> list[str]:
-    head, star, tail = pattern.partition("*")
-    if not star:
-        return [pattern] if pattern in names else []
-    return [n for n in names if n.startswith(head) and n.endswith(tail) and len(n) > len(head) + len(tail)]
-
-
-def arrange(method: str, names: list[str]) -> list[Chart]:
-    """The charts of a run that has the metrics `names`: those that fit the method, then all others, folded."""
-    charts, used = [], set()
-    for panel in PANELS.get(method, ()):
-        found = tuple(n for pattern in panel.names for n in _matches(pattern, names) if n not in used)
-        if found or panel.always:
-            charts.append(Chart(panel.title, panel.unit, found, panel.low, panel.high, panel.band))
-            used |= {*found, panel.band}
-    families = defaultdict(list)
-    for name in names:
-        if name not in used:
-            # metrics of one family and ending share a scale; others get a chart each
-            head, _, tail = name.rpartition("/")
-            families[f"{head.split('/')[0]} {tail}" if head.startswith("rewards") else head or name].append(name)
-    main = not charts
-    for found in families.values():
-        title = visible(found[0] if len(found) == 1 else _common(found))
-        unit = next((unit for start, unit in UNITS.items() if found[0].startswith(start)), "value")
-        charts.append(Chart(title, unit, tuple(found), main=main))
-    return charts
-
-
-def _common(names: list[str]) -> str:
-    head = names[0].split("/")[0]
-    return head + " " + names[0].rpartition("/")[2] if head == "rewards" else names[0].rpartition("/")[0]
+Piece = tuple[str, int, np.ndarray, np.ndarray]
+"""name, branch, steps, values"""
 
 
 class Curves:
     """Every metric of a run by branch, kept up to date from its store.
 
     `refresh` reads only what was committed since the last call. `line` is the path to the branch that is being
-    written, [(branch, last step that counts), ...], newest first; what does not lie on it was given up.
+    written, [(branch, last step that counts), ...], newest first; what does not lie on it was given up. A curve is
+    held with at most 2 * MOST_POINTS points: the lowest and the highest of each stretch, the first and the last.
     """
 
     def __init__(self, store: Store):
@@ -171,38 +34,66 @@ class Curves:
         self.points: dict[str, dict[int, tuple[list[float], list[float]]]] = {}
         self.line: list[tuple[int, int]] = []
         self.events: list[dict[str, Any]] = []
+        self.step = -1
+        """the last step that was read, of any branch"""
+        self._version: Any = None
         self._last: dict[int, int] = {}
+        self._tokens: dict[int, float | None] = {}
         self._last_event = 0
 
-    def refresh(self) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
-        """Read what is new; returns it as (name, branch, steps, values) pieces."""
+    def refresh(self) -> list[Piece]:
+        """Read what is new; returns it as (name, branch, steps, values) pieces. Cheap where nothing is."""
+        version = metrics.version(self.store)  # before reading: what is committed meanwhile counts as new
+        if version == self._version:
+            return []
+        self._version = version
         self.line = self.store.path_to()
         pieces = []
-        for branch, fork_step in self.store.query("SELECT id, fork_step FROM branches ORDER BY id"):
-            last = self.store.query("SELECT MAX(step) FROM steps WHERE branch = ?", (branch,))[0][0]
+        branches = "SELECT id, parent, fork_step, (SELECT MAX(step) FROM steps WHERE branch = id) FROM branches"
+        for branch, parent, fork_step, last in self.store.query(f"{branches} ORDER BY id"):
             seen = self._last.get(branch, -1 if fork_step is None else fork_step)
             if last is None or last <= seen:
                 continue
+            if branch not in self._last:
+                known = parent is not None
+                self._tokens[branch] = metrics.tokens_at(self.store, fork_step, parent) if known else None
             self._last[branch] = last
-            new = self.store.metrics_long(branch=branch, since=seen)
-            for name, part in new[(new["branch"] == branch) & (new["step"] <= last)].groupby("name", sort=False):
-                steps, values = part["step"].to_numpy("<f8"), part["value"].to_numpy("<f8")
-                held = self.points.setdefault(name, {}).setdefault(branch, ([], []))
-                held[0].extend(steps.tolist())
-                held[1].extend(values.tolist())
-                pieces.append((name, branch, steps, values))
+            self.step = max(self.step, last)
+            pieces += self._read(branch, seen, last)
         self._read_events()
         return pieces
+
+    def _read(self, branch: int, seen: int, last: int) -> list[Piece]:
+        found = metrics.pieces(self.store, branch, seen, last, MOST_POINTS)
+        if all(name != metrics.RATE for name, *_ in found):
+            rate, self._tokens[branch] = metrics.rates(self.store, branch, seen, last, self._tokens[branch])
+            found.append(rate)
+        pieces = []
+        for name, *points in found:
+            steps, values = thin(*(np.asarray(part, "<f8") for part in points))
+            if len(steps):
+                self._hold(name, branch, steps, values)
+                pieces.append((name, branch, steps, values))
+        return pieces
+
+    def _hold(self, name: str, branch: int, steps: np.ndarray, values: np.ndarray) -> None:
+        held = self.points.setdefault(name, {}).setdefault(branch, ([], []))
+        held[0].extend(steps.tolist())
+        held[1].extend(values.tolist())
+        if len(held[0]) > 2 * MOST_POINTS:
+            fewer = thin(*(np.asarray(part, "<f8") for part in held))
+            self.points[name][branch] = tuple(part.tolist() for part in fewer)
 
     def _read_events(self) -> None:
         new = self.store.query(
             "SELECT id, created, step, branch, kind, payload FROM events WHERE id > ? ORDER BY id", (self._last_event,)
         )
         for self._last_event, created, step, branch, kind, payload in new:
-            said = describe(kind, json.loads(payload))
-            self.events.append(
-                {"created": created, "step": step, "branch": branch, "kind": visible(kind), "text": said}
-            )
+            given = json.loads(payload)
+            self.events.append({
+                "created": created, "step": step, "branch": branch, "kind": visible(kind), "mark": mark_of(kind, given),
+                "text": describe(kind, given),
+            })  # fmt: skip
 
     @property
     def names(self) -> list[str]:
@@ -215,7 +106,11 @@ class Curves:
         ends = [end for branches in self.points.values() for x, _ in branches.values() for end in (x[0], x[-1])]
         return (min(ends), max(ends)) if ends else (0.0, 1.0)
 
-    def everything(self) -> list[tuple[str, int, np.ndarray, np.ndarray]]:
+    def charts(self) -> list[Chart]:
+        """The charts that fit the run's method, with the metrics it has."""
+        return arrange(self.store.get("method", ""), self.names)
+
+    def everything(self) -> list[Piece]:
         """All pieces, thinned to what a chart can show."""
         return [
             (name, branch, *thin(np.asarray(steps, "<f8"), np.asarray(values, "<f8")))
@@ -223,15 +118,29 @@ class Curves:
             for branch, (steps, values) in branches.items()
         ]
 
+    def between(self, first: int, last: int) -> list[Piece]:
+        """The steps from `first` to `last` alone, read anew: what a chart shows that was zoomed into."""
+        pieces = []
+        for branch in list(self._last):
+            for name, *points in metrics.pieces(self.store, branch, first - 1, last, MOST_POINTS):
+                pieces.append((name, branch, *(np.asarray(part, "<f8") for part in points)))
+            if metrics.RATE in self.points and all(piece[:2] != (metrics.RATE, branch) for piece in pieces):
+                before = metrics.tokens_at(self.store, first - 1, branch)
+                (name, *points), _ = metrics.rates(self.store, branch, first - 1, last, before)
+                pieces.append((name, branch, *thin(*(np.asarray(part, "<f8") for part in points))))
+        return [piece for piece in pieces if len(piece[2])]
+
     def main(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values (float64, (n,)) of `name` along the line that counts."""
-        steps, values = [], []
+        parts = []
         for branch, limit in reversed(self.line):
-            x, y = self.points.get(name, {}).get(branch, ((), ()))
-            kept = [i for i, step in enumerate(x) if step <= limit]
-            steps += [x[i] for i in kept]
-            values += [y[i] for i in kept]
-        return np.asarray(steps, "<f8"), np.asarray(values, "<f8")
+            held = self.points.get(name, {}).get(branch)
+            if held is not None:
+                x, y = np.asarray(held[0], "<f8"), np.asarray(held[1], "<f8")
+                parts.append((x[x <= limit], y[x <= limit]))
+        if not parts:
+            return np.empty(0, "<f8"), np.empty(0, "<f8")
+        return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
     def given_up(self, name: str) -> list[tuple[np.ndarray, np.ndarray]]:
         """The same for steps that a rewind left behind, one pair per branch."""
@@ -261,12 +170,21 @@ def thin(steps: np.ndarray, values: np.ndarray, most: int = MOST_POINTS) -> tupl
     return steps[index], values[index]
 
 
+def mark_of(kind: str, payload: dict[str, Any]) -> str:
+    """Which mark an event has on the axis: 'set', 'reward', 'rewind', 'warning', 'error' or 'note'."""
+    if kind == "set":
+        return "reward" if {"rewards", "weights"} & payload.keys() else "set"
+    if kind in ("rewind", "error"):
+        return kind
+    return "warning" if kind in ("warning", "alarm", "tracking") else "note"
+
+
 def describe(kind: str, payload: dict[str, Any]) -> str:
     """An event in words."""
     if kind == "rewind":
         return visible(f"went back here from step {payload.get('from_step', '?')}")
-    if kind == "error":
-        return visible(payload.get("message", "error"))
+    if kind in ("error", "warning") and "message" in payload:
+        return visible(re.sub(r"^Step \d+: ", "", payload["message"]))  # the mark has the step
     parts = []
     for name, value in payload.items():
         if isinstance(value, dict):
@@ -279,13 +197,17 @@ def describe(kind: str, payload: dict[str, Any]) -> str:
 
 def _change(value: Any) -> str:
     if isinstance(value, list) and len(value) == 2:
-        return f"{_short(value[0])} → {_short(value[1])}"
+        before, after = map(_short, value)
+        return f"{before} → {after}" if before != after else f"{after}, edited"
     return _short(value)
 
 
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return number(value)
+    if isinstance(value, dict) and "name" in value:  # a reward function
+        weight = value.get("weight", 1.0)
+        return str(value["name"]) if weight == 1 else f"{weight:g} × {value['name']}"
     return f"[{', '.join(map(_short, value))}]" if isinstance(value, list) else str(value)
 
 

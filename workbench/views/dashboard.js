@@ -1,41 +1,23 @@
 
 // The dashboard's view: it says hello, is sent the history, and then what each step adds.
 
-const WB_PAGE = (window.__workbench = window.__workbench || { plotly: {}, asked: {} });
-
-function wbFloats(buffer) {
-  if (!buffer) return new Float64Array(0);
-  return new Float64Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.byteLength));
-}
-
-// plotly.js from its gzipped bytes, as a module of its own: nothing is left in the page's global names.
-async function wbUnpack(buffer) {
-  const packed = new Blob([buffer]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const source = await new Response(packed).text();
-  const before = window.Plotly;
-  const parts = ["const module = { exports: {} }; const exports = module.exports; const define = undefined;\n", source, "\nexport default module.exports;"];
-  const url = URL.createObjectURL(new Blob(parts, { type: "text/javascript" }));
-  try {
-    return (await import(/* webpackIgnore: true */ url)).default;
-  } finally {
-    URL.revokeObjectURL(url);
-    if (before === undefined) delete window.Plotly;
-    else window.Plotly = before;
-  }
-}
-
 class WbDashboard extends WbView {
   constructor(model, el) {
-    super(model, el, "wb-dashboard");
+    super(model, el, "wb-dashboard wb-board");
     this.version = model.get("library");
     this.curves = new WbCurves();
-    this.board = new WbBoard(this.curves);
-    this.board.changed = () => this.later();
+    this.board = new WbBoard(this.curves, { lazy: true });
+    this.board.changed = () => this.later(true);
+    this.board.zoomed = (range) => this.zoomed(range);
     this.known = false; // whether the history has come
-    this.wait = 60;
+    this.wait = 30;
     this.controls = new WbControls(this);
-    this.root.append(this.makeHead(), this.controls.root, this.makeEvents(), this.board.root);
-    this.observe();
+    this.lane = new WbLane();
+    this.tools = wbElement("div", "");
+    this.root.append(this.makeHead(), this.controls.root, this.tools, this.lane.root, this.board.root);
+    this.root.addEventListener("keydown", (event) => this.key(event));
+    this.readSoon = wbDebounced(150, (range) => this.readAgain(range));
+    this.follow(() => this.later());
     model.send({ kind: "hello", view: this.view });
     this.askForPlotly();
   }
@@ -58,32 +40,20 @@ class WbDashboard extends WbView {
     return head;
   }
 
-  makeEvents() {
-    this.events = wbElement("details", "wb-events");
-    this.eventsTitle = wbElement("summary", "", "");
-    this.eventsList = wbElement("ol", "");
-    this.events.append(this.eventsTitle, this.eventsList);
-    this.events.hidden = true;
-    return this.events;
-  }
-
   told(content) {
-    const buffers = content.buffers;
-    if (content.kind === "plotly") this.loadPlotly(content.version, buffers[0]);
+    if (content.kind === "plotly") this.loadPlotly(content.version, content.buffers[0]);
+    if (content.kind === "acted") this.controls.acted(content);
     if (content.kind === "trouble") this.note.textContent = content.text;
     if (content.kind !== "curves") return;
     this.setHead(content.head);
     if (!content.reset && !this.known) return;
+    if (!this.known) this.makeTools(content.head.name);
     this.known = true;
-    if (content.reset) {
-      this.curves.series.clear();
-      this.curves.events = [];
-      this.eventsList.replaceChildren();
-    }
+    if (content.reset) this.curves.clear();
     this.curves.line = content.line;
-    this.curves.add(content.pieces, wbFloats(buffers && buffers[0]));
+    this.curves.add(content.pieces, content.columns.numbers);
     if (content.charts) this.board.set(content.charts);
-    this.addEvents(content.events);
+    for (const event of content.events) this.curves.events.push(event);
     this.root.dataset.step = content.head.step;
     this.controls.update(content);
     this.later();
@@ -102,74 +72,99 @@ class WbDashboard extends WbView {
     this.done.style.width = `${100 * share}%`;
   }
 
-  addEvents(events) {
-    for (const event of events) {
-      this.curves.events.push(event);
-      this.eventsList.append(wbElement("li", `wb-event-${event.kind === "error" ? "error" : "plain"}`, `step ${event.step}: ${event.text}`));
+  // What was chosen for this run in the page's life, by whichever of its views.
+  makeTools(name) {
+    if (!WB_SHARED.kept.has(name)) WB_SHARED.kept.set(name, { smooth: 0, runs: [] });
+    this.toolbar = new WbToolbar(this, this.board, WB_SHARED.kept.get(name));
+    this.tools.replaceWith(this.toolbar.root);
+  }
+
+  // Zoomed into a curve that came thinned, its steps are asked for again.
+  zoomed(range) {
+    this.toolbar?.zoomed(range);
+    this.readSoon.stop();
+    const thinned = [...this.curves.series.values()].some((branches) => [...branches.values()].some(({ x }) =>
+      x.length > 400 && x[x.length - 1] - x[0] > 1.5 * x.length));
+    if (range && thinned) this.readSoon(range);
+  }
+
+  // With as much again beside it, which a moving average needs to begin with.
+  async readAgain(range) {
+    const beside = (range[1] - range[0]) / 2;
+    try {
+      const asked = { first: Math.floor(range[0] - beside), last: Math.ceil(range[1] + beside) };
+      const { line, pieces, columns } = await this.ask("between", asked);
+      if (this.board.range !== range || this.closed) return;
+      this.board.detail = new WbCurves();
+      this.board.detail.line = line;
+      this.board.detail.add(pieces, columns.numbers);
+      this.later(true);
+    } catch (error) {
+      this.note.textContent = error.message;
     }
-    const all = this.curves.events;
-    this.events.hidden = all.length === 0;
-    if (!all.length) return;
-    const last = all[all.length - 1];
-    this.eventsTitle.textContent = `${all.length} event${all.length > 1 ? "s" : ""}; last at step ${last.step}: ${last.text}`;
+  }
+
+  // Zoom by keyboard, from wherever the focus is in the charts.
+  key(event) {
+    if (!this.board.root.contains(event.target) || event.ctrlKey || event.metaKey || event.altKey) return;
+    const moves = { "+": [0, 0.5], "-": [0, 2], ArrowLeft: [-1, 1], ArrowRight: [1, 1] };
+    if (moves[event.key]) this.board.move(...moves[event.key]);
+    else if (event.key === "Escape") this.board.zoom(null);
+    else return;
+    event.stopPropagation();
+    event.preventDefault();
   }
 
   // One view of the page asks; if its answer is lost (the view was closed), another asks again.
   askForPlotly() {
-    if (WB_PAGE.plotly[this.version]) return this.usePlotly();
+    if (WB_SHARED.plotly[this.version]) return this.usePlotly();
     const now = Date.now();
-    if (now - (WB_PAGE.asked[this.version] || 0) > 8000) {
-      WB_PAGE.asked[this.version] = now;
+    if (now - (WB_SHARED.asked[this.version] || 0) > 8000) {
+      WB_SHARED.asked[this.version] = now;
       this.model.send({ kind: "plotly", view: this.view });
     }
     this.asking = setTimeout(() => this.askForPlotly(), 300);
   }
 
   loadPlotly(version, buffer) {
-    if (!WB_PAGE.plotly[version]) WB_PAGE.plotly[version] = wbUnpack(buffer);
+    if (!WB_SHARED.plotly[version]) WB_SHARED.plotly[version] = wbUnpack(buffer);
     this.usePlotly();
   }
 
   async usePlotly() {
     clearTimeout(this.asking);
     try {
-      this.plotly = await WB_PAGE.plotly[this.version];
+      this.plotly = await WB_SHARED.plotly[this.version];
       this.later();
     } catch (error) {
-      delete WB_PAGE.plotly[this.version];
+      delete WB_SHARED.plotly[this.version];
       this.note.textContent = `The charts could not be loaded: ${error}`;
     }
   }
 
-  observe() {
-    this.resized = new ResizeObserver(() => this.later());
-    this.resized.observe(this.root);
-    this.themed = new MutationObserver(() => {
-      this.later();
-      setTimeout(() => this.later(), 500); // a theme's style sheet may come after its name
-    });
-    this.themed.observe(document.body, { attributes: true });
-  }
-
   // Draw soon, and not again before four times what drawing took: a slow page falls behind in no case.
-  later() {
-    if (this.timer || this.closed) return;
+  // What a person did is drawn at once.
+  later(soon = false) {
+    if (this.closed || (this.timer && (this.hurried || !soon))) return;
+    clearTimeout(this.timer);
+    this.hurried = soon;
     this.timer = setTimeout(() => requestAnimationFrame(() => {
       this.timer = null;
       if (this.closed) return;
       const took = this.board.draw(this.plotly, wbTheme(this.root));
-      this.wait = Math.min(2000, Math.max(60, 4 * took));
+      this.controls.handles.draw();
+      this.lane.draw(this.curves.events, this.board.range || this.curves.span());
+      this.wait = Math.min(2000, Math.max(30, 4 * took));
       if (took) this.root.dataset.drawn = this.root.dataset.step;
-    }), this.wait);
+    }), soon ? 20 : this.wait);
   }
 
   close() {
     super.close();
     clearTimeout(this.timer);
     clearTimeout(this.asking);
+    this.readSoon.stop();
     this.controls.close();
-    this.resized.disconnect();
-    this.themed.disconnect();
     this.board.free(this.plotly);
   }
 }

@@ -8,7 +8,8 @@ Messages to the page, each with a JSON part and at most one buffer:
     curves   {to, reset, head, charts?, events, line, pieces: [{name, branch, n}]}; float64 steps, values of each piece
     plotly   {to, version}; plotly.js, gzipped: only when a view asks, and once a page
 
-From the page: {kind: "hello"}, {kind: "plotly"}.
+From the page: {kind: "hello"}, {kind: "plotly"}, and questions with one answer: {kind: "runs"}, the runs in the same
+folder; {kind: "overlay", run}, the curves of one of them; {kind: "between", first, last}, these steps unthinned.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ import gzip
 import sqlite3
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,16 +29,19 @@ import traitlets
 
 from workbench.errors import StoreError
 from workbench.store import Store
+from workbench.store.metrics import version as version_of
 from workbench.views import picture
-from workbench.views.base import Ask, View, assets
+from workbench.views.base import Ask, Reply, View, assets
 from workbench.views.controls import Controls
-from workbench.views.curves import ENDED, MOST_POINTS, Curves, arrange, headline, progress
-from workbench.views.text import visible
+from workbench.views.curves import ENDED, MOST_POINTS, Curves, Piece, headline, progress
+from workbench.views.text import one_line, visible
 
 KEEP = 20.0
 """seconds after which the picture of a run that goes on is made anew"""
 UNHEARD = (1.5, 5.0, 15.0)
 """seconds after which everything is sent unasked: while a cell runs, a hello may wait in the kernel's queue"""
+MOST_RUNS = 200
+"""other runs that are offered to lay over this one, the newest first"""
 
 
 @cache
@@ -53,7 +59,10 @@ class Dashboard(Controls, View):
     a saved notebook shows is made anew now and then, and when the run pauses or ends.
     """
 
-    _esm = assets("frame.js", "charts.js", "controls.js", "dashboard.js", main="WbDashboard")
+    _esm = assets(
+        "frame.js", "charts.js", "plotly.js", "toolbar.js", "alarms.js", "handles.js", "controls.js",
+        "dashboard.js", main="WbDashboard",
+    )  # fmt: skip
     _css = assets("common.css", "dashboard.css", "controls.css")
     library = traitlets.Unicode().tag(sync=True)
 
@@ -64,7 +73,7 @@ class Dashboard(Controls, View):
         self.refresh = refresh
         self.curves = Curves(store)
         self._names: list[str] = []
-        self._pending: list = []
+        self._pending: list[Piece] = []
         self._sent_events = 0
         self._since_reset = 0
         self._sent_head: Any = None
@@ -76,12 +85,12 @@ class Dashboard(Controls, View):
     def static_html(self) -> str:
         with self._guard:
             self._read()
-            return picture.dashboard_html(self.store, self.curves)
+            return picture.dashboard_html(self.store, self.curves, self.alarms())
 
     def static_text(self) -> str:
         with self._guard:
             self._read()
-            return picture.dashboard_text(self.store, self.curves)
+            return picture.dashboard_text(self.store, self.curves, self.alarms())
 
     def __repr__(self) -> str:
         head = headline(self.store)
@@ -102,15 +111,22 @@ class Dashboard(Controls, View):
         return self._thread is not None and self._thread.is_alive()
 
     def _follow(self) -> None:
+        """Look for what is new, send it, and keep the picture up to date. Where nothing is new this costs next to
+        nothing: the training must not feel it."""
         started = kept = time.monotonic()
         unheard = list(UNHEARD)
-        before: Any = None
+        before = status = seen = drawn = None
         failures = 0
         while not self._closed.is_set():
             try:
-                status = self.store.status  # before reading: what was committed before it ended is then read
-                self._send_new()
-                failures = 0
+                version = version_of(self.store)
+                if version != seen or status is None:
+                    status = self.store.status  # before reading: what was committed before it ended is then read
+                elif status == "running" and not self.store.alive:
+                    status = "killed"
+                if self.stirred() or version != seen or status != before or self._pending:
+                    self._send_new()
+                seen, failures = version, 0
             except (StoreError, sqlite3.Error) as error:
                 failures += 1
                 if failures == 10:
@@ -122,9 +138,11 @@ class Dashboard(Controls, View):
                 unheard.pop(0)
                 self._send_all(None)
                 self._send_library(None)
-            going = status not in ENDED and self._goes_on(status)
-            if (status != before and before is not None) or not going or now - kept >= KEEP:
-                kept = now
+            # a run with buttons may be taken up again, whatever its status
+            going = self.control is not None or (status not in ENDED and self._goes_on(status))
+            turned = status != before and before is not None
+            if turned or not going or (now - kept >= KEEP and drawn != version):
+                kept, drawn = now, version
                 self.keep()
             if not going:
                 return
@@ -149,13 +167,56 @@ class Dashboard(Controls, View):
     def on_plotly(self, ask: Ask) -> None:
         self._send_library(ask.view)
 
+    def on_runs(self, ask: Ask) -> dict[str, Any]:
+        return {"runs": list(self._siblings())}
+
+    def on_overlay(self, ask: Ask, run: str = "") -> None:
+        self._aside(ask, lambda: self._overlay(run))
+
+    def on_between(self, ask: Ask, first: float = 0, last: float = 0) -> None:
+        self._aside(ask, lambda: _reply(self.curves.between(int(first), int(last)), self.curves))
+
+    @staticmethod
+    def _aside(ask: Ask, make: Callable[[], Reply]) -> None:
+        """Answer from a thread of its own: a long run takes a moment, and the kernel's main thread is not to wait."""
+
+        def answer() -> None:
+            try:
+                ask.done(make)
+            except sqlite3.Error as error:
+                ask.trouble(f"The run cannot be read: {error}")
+
+        threading.Thread(target=answer, daemon=True).start()
+
+    def _siblings(self) -> dict[str, Path]:
+        """The other runs of the folder that this one lies in, by the name that the page shows; the newest first."""
+        folder = self.store.folder.absolute()
+        try:
+            found = [(path.stat().st_mtime, path.parent) for path in folder.parent.glob("*/run.db")]
+        except OSError:
+            return {}
+        found = sorted((one for one in found if one[1] != folder), key=lambda one: one[0], reverse=True)
+        return {one_line(path.name, 80): path for _, path in found[:MOST_RUNS]}
+
+    def _overlay(self, run: str) -> Reply:
+        path = self._siblings().get(run)
+        if path is None:
+            raise StoreError(f"There is no run {run!r} beside this one any more.")
+        store = Store(path)
+        try:
+            curves = Curves(store)
+            curves.refresh()
+            return _reply(curves.everything(), curves)
+        finally:
+            store.close()
+
     def _send_all(self, view: str | None) -> None:
         """The history, to one view or to all."""
         with self._guard:
             self._send_new()
             everything = self.curves.everything()
             content = self._curves(everything) | {"charts": self._charts(), "events": self.curves.events}
-            self.tell("curves", content | {"reset": True}, to=view, buffer=_pack(everything))
+            self.tell("curves", Reply(content | {"reset": True}, _numbers(everything)), to=view)
 
     def _send_new(self) -> None:
         """To every view what was not sent yet; nothing when there is nothing."""
@@ -167,31 +228,45 @@ class Dashboard(Controls, View):
             if self.curves.names != self._names:
                 self._names = self.curves.names
                 content["charts"] = self._charts()
-            if pieces or content["events"] or content["head"] != self._sent_head:
-                self._sent_head = content["head"]
-                self.tell("curves", content, buffer=_pack(pieces))
+            said = {name: content[name] for name in ("head", "control", "notices", "alarms")}
+            if pieces or content["events"] or said != self._sent_head:
+                self._sent_head = said
+                self.tell("curves", Reply(content, _numbers(pieces)))
             self._since_reset += max((len(steps) for _, _, steps, _ in pieces), default=0)
             if self._since_reset > 2 * MOST_POINTS:  # what the page holds is thinned again
                 self._since_reset = 0
                 self._send_all(None)
 
-    def _curves(self, pieces: list) -> dict[str, Any]:
+    def _curves(self, pieces: list[Piece]) -> dict[str, Any]:
         return {
             "reset": False,
             "head": headline(self.store),
-            "line": [[branch, min(limit, 2**52)] for branch, limit in self.curves.line],
-            "pieces": [{"name": name, "branch": branch, "n": len(steps)} for name, branch, steps, _ in pieces],
-        }
+            "line": _line(self.curves),
+            "pieces": _spec(pieces),
+        } | self.beside()
 
     def _charts(self) -> list[dict[str, Any]]:
-        return [chart.to_dict() for chart in arrange(self.store.get("method", ""), self.curves.names)]
+        return [chart.to_dict() for chart in self.curves.charts()]
 
     def _send_library(self, view: str | None) -> None:
         self.tell("plotly", {"version": self.library}, to=view, buffer=plotly_js())
 
 
-def _pack(pieces: list[tuple[str, int, np.ndarray, np.ndarray]]) -> bytes:
-    return b"".join(part.astype("<f8").tobytes() for _, _, steps, values in pieces for part in (steps, values))
+def _reply(pieces: list[Piece], curves: Curves) -> Reply:
+    return Reply({"line": _line(curves), "pieces": _spec(pieces)}, _numbers(pieces))
+
+
+def _line(curves: Curves) -> list[list[int]]:
+    return [[branch, min(limit, 2**52)] for branch, limit in curves.line]
+
+
+def _spec(pieces: list[Piece]) -> list[dict[str, Any]]:
+    return [{"name": name, "branch": branch, "n": len(steps)} for name, branch, steps, _ in pieces]
+
+
+def _numbers(pieces: list[Piece]) -> dict[str, np.ndarray]:
+    """The steps and then the values of each piece, end to end, as the column `numbers`."""
+    return {"numbers": np.concatenate([np.empty(0), *(part for *_, x, y in pieces for part in (x, y))])}
 
 
 def show_dashboard(store: Store, refresh: float = 0.5, control: Any = None) -> Dashboard:

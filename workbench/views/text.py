@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from workbench.text import visible
 
@@ -42,6 +45,21 @@ def number(value: float | None) -> str:
 def number_or_dash(value: float | None) -> str:
     """`number`, with a dash for NaN, too: for a table in which NaN means that there is none."""
     return "–" if value is None or math.isnan(value) else number(value)
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: no numpy, and None for a number that is NaN or infinite."""
+    value = value.item() if isinstance(value, np.generic) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def whole(value: object) -> str:
+    """A value of any kind as visible text: chat messages as role and content, missing values as a dash."""
+    if value is None or isinstance(value, (float, np.floating)):
+        return number_or_dash(value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(m, dict) and "content" in m for m in value):
+        return visible("\n".join(f"[{m.get('role', '?')}] {m['content']}" for m in value))
+    return visible(value)
 
 
 def duration(seconds: float) -> str:
