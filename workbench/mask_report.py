@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 
 from workbench.errors import DataError
@@ -36,6 +37,8 @@ class Problem:
     count: int
     first: tuple[int, ...]
     detail: str = ""
+    rows: Mapping[int, str] = field(default_factory=dict, repr=False, compare=False)
+    """all of them, and what there is to say of each"""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class Tally:
 
     def problems(self) -> tuple[Problem, ...]:
         return tuple(
-            Problem(name, len(rows), tuple(islice(rows, 5)), next(iter(rows.values())))
+            Problem(name, len(rows), tuple(islice(rows, 5)), next(iter(rows.values())), rows)
             for name in PROBLEMS
             if (rows := self._rows.get(name))
         )

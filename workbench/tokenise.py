@@ -114,7 +114,7 @@ def fit_rows(
     not go together.
     """
     rows = rows if isinstance(rows, Rows) else make_rows(rows)
-    form = _fit_form(rows)
+    form = fit_form(rows)
     rows = rows.as_form(form)
     _check_settings(rows, assistant_only_loss, completion_only_loss, max_length, truncation)
     only_completion = form == "prompt_completion" and completion_only_loss is not False
@@ -151,7 +151,7 @@ def pairs(
         both = []
         for index, row in chunk:
             with naming(rows, index):
-                both += _split_pair(chat, explicit_prompt(row))
+                both += split_pair(chat, explicit_prompt(row))
         coded = encode(both, tokenizer, not rows.conversational)
         for number, (index, _) in enumerate(chunk):
             sides = slice(2 * number, 2 * number + 2)
@@ -192,7 +192,7 @@ def prompt(
 # Splitting rows
 
 
-def _fit_form(rows: Rows) -> str:
+def fit_form(rows: Rows) -> str:
     for form in ("prompt_completion", "messages", "text", "segments"):
         if set(FORMS[form]) <= set(rows.columns):
             return form
@@ -205,7 +205,7 @@ def _fit_form(rows: Rows) -> str:
     return "prompt_completion"
 
 
-def _split_pair(chat: Chat, row: dict) -> list[Split]:
+def split_pair(chat: Chat, row: dict) -> list[Split]:
     options, prompt = template_options(row), row["prompt"]
     if isinstance(prompt, str):
         first = Segment(prompt, "prompt", False)

@@ -80,7 +80,7 @@ class _Call:
     extra: dict[str, list] = field(default_factory=dict)
 
     def log_metric(self, name: str, value: float) -> None:
-        number = _as_number(value)
+        number = as_number(value)
         if number is None:
             raise TypeError(f"log_metric({name!r}, {short(value, 60)}): a metric is one number")
         self.metrics.setdefault(str(name), []).append(number)
@@ -262,7 +262,7 @@ def _parse(call: _Call, output: Any, n: int) -> np.ndarray:
     for i, value in enumerate(values):
         if value is None:
             continue
-        number = _as_number(value)
+        number = as_number(value)
         if number is None or not math.isfinite(number):
             advice = "a reward must be finite"
             if number is None:
@@ -293,7 +293,7 @@ def _as_list(call: _Call, output: Any, n: int) -> list:
         _raised(call, error)
 
 
-def _as_number(value: Any) -> float | None:
+def as_number(value: Any) -> float | None:
     """`value` as a float; None if it is not one number. numpy scalars, 0-d arrays and tensors are."""
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
         value = value.item()
