@@ -1,7 +1,8 @@
 """A run as one HTML file, to hand to somebody without Jupyter: it opens offline and asks nobody for anything.
 
 The file forbids itself the network and every script but its own, by a content security policy that names those scripts
-by hash. Model text is data in a script tag that is not executed, and reaches the page by textContent.
+by hash. Model text is data in a script tag that is not executed, and reaches the page by textContent. The chart library
+makes up about 5 MB of the file; 200 rollouts with the numbers of their tokens are a few hundred kB.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import StoreError
+from workbench.errors import SettingError, StoreError
 from workbench.store import Store
-from workbench.views.curves import Curves, arrange, changed, headline, last_values, progress
+from workbench.store import tokens as stored
+from workbench.views.alarms import alarms, alarms_html
+from workbench.views.curves import Curves, changed, headline, last_values, progress
 from workbench.views.picture import figure
-from workbench.views.rollouts import whole
-from workbench.views.text import duration, escape, number, one_line
+from workbench.views.text import duration, escape, number, one_line, visible, whole
 
 HERE = Path(__file__).parent
 HEADLINES = {
@@ -34,14 +36,21 @@ HEADLINES = {
 }
 HEADLINES["cpo"] = HEADLINES["orpo"] = HEADLINES["dpo"]
 SHOWN_META = ("policy", "data", "versions", "parent")
+SCRIPTS = ("frame.js", "charts.js", "toolbar.js", "strip.js", "report.js")
+STYLES = ("common.css", "dashboard.css", "report.css")
+MOST_TOKENS = 300_000
+"""of all rollouts together: those beyond are shown without the numbers of their tokens"""
 
 
 def write_report(store: Store, path: str | os.PathLike, *, sample: int = 200) -> Path:
     """Write the run's header, curves, final metrics, events and a sample of its rollouts; returns the file's path.
 
-    `sample`: at most so many rollouts, evenly spread over those of this branch. Raises StoreError when the file cannot
-    be written; a file that is there is replaced only by a whole one.
+    `sample`: at most so many rollouts, in whole groups that are evenly spread over this branch; 0 for none. Raises
+    SettingError for another `sample`, StoreError when the file cannot be written; a file that is there is replaced only
+    by a whole one.
     """
+    if isinstance(sample, bool) or not isinstance(sample, int) or sample < 0:
+        raise SettingError(f"sample={sample!r}: how many rollouts to show, a whole number from 0.")
     path = Path(path)
     if not path.name:
         raise StoreError(f"The report cannot be written to {str(path)!r}: give the name of a file, such as run.html.")
@@ -63,24 +72,26 @@ def _page(store: Store, curves: Curves, sample: int) -> str:
     from plotly.offline import get_plotlyjs
 
     head = headline(store)
-    charts = [chart for chart in arrange(head["method"], curves.names) if chart.names]
-    own = f'"use strict";\n{_js("frame.js")}\n{_js("charts.js")}\n{_js("report.js")}'
+    charts = [chart for chart in curves.charts() if chart.names]
+    own = '"use strict";\n' + "\n".join(map(_file, SCRIPTS))
     scripts = [in_script(get_plotlyjs()), in_script(own)] if charts else [in_script(own)]
     hashes = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
     policy = (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
     )
-    rollouts, total = _sample(store, sample)
-    data = {"charts": [c.to_dict() for c in charts], "curves": _curves_data(curves), "rollouts": rollouts}
-    style = _js("common.css") + _js("dashboard.css") + _js("report.css")
+    ids, total = _sample(store, sample)
+    rollouts = _rollouts(store, ids)
+    data = {"charts": [c.to_dict() for c in charts], "curves": _curves_data(curves), **rollouts}
+    style = "".join(map(_file, STYLES))
     body = [
         _header(store, head),
         _tiles(store, curves, head),
+        _section("Alarms", alarms_html(alarms(curves, store.get("method", ""), store.settings()))),
         _section("Curves", _curves_html(charts, curves)),
         _section("Metrics", _metrics_html(curves)),
         _section("Events", _events_html(curves)),
-        _section("Rollouts", _rollouts_html(len(rollouts), total)),
+        _section("Rollouts", _rollouts_html(len(rollouts["rollouts"]), total)),
         _section("Settings", _settings_html(store)),
     ]
     return (
@@ -89,7 +100,7 @@ def _page(store: Store, curves: Curves, sample: int) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f"<title>{escape(head['name'])} · {escape(head['method'])}</title>\n<style>{style}</style>\n</head>\n"
-        f'<body><main class="wb wb-report">\n{"".join(body)}\n</main>\n'
+        f'<body><main class="wb wb-report wb-board">\n{"".join(body)}\n</main>\n'
         f'<script type="application/json" id="wb-data">{in_json(data)}</script>\n'
         + "".join(f"<script>{script}</script>\n" for script in scripts)
         + "</body>\n</html>\n"
@@ -109,7 +120,7 @@ def in_script(source: str) -> str:
     return source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
-def _js(name: str) -> str:
+def _file(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
 
 
@@ -171,13 +182,13 @@ def _curves_html(charts: list, curves: Curves) -> str:
     if not charts:
         return "<p>The run has no metrics yet.</p>"
     still = "".join(figure(chart, curves) for chart in charts if chart.main)
-    return f'<div id="wb-charts"></div><noscript>{still}</noscript>'
+    return f'<div id="wb-curve-tools"></div><div id="wb-charts"></div><noscript>{still}</noscript>'
 
 
 def _curves_data(curves: Curves) -> dict[str, Any]:
     return {
         "line": [[branch, min(limit, 2**52)] for branch, limit in curves.line],
-        "events": [{"step": event["step"], "text": event["text"]} for event in curves.events],
+        "events": [{name: event[name] for name in ("step", "text", "mark", "created")} for event in curves.events],
         "pieces": [
             {"name": name, "branch": branch, "x": steps.tolist(), "y": [_plain(v) for v in values.tolist()]}
             for name, branch, steps, values in curves.everything()
@@ -228,47 +239,74 @@ def _settings_html(store: Store) -> str:
     return f"<details><summary>{len(rows)} settings</summary>{table}</details>" if rows else ""
 
 
-def _sample(store: Store, most: int) -> tuple[list[dict[str, Any]], int]:
-    """At most `most` rollouts, evenly spread over all of this branch, and how many there are."""
+def _sample(store: Store, most: int) -> tuple[list[int], int]:
+    """The ids of at most `most` rollouts, in whole groups evenly spread over this branch, and how many there are. A
+    group that is larger than that is cut."""
     line = store.path_to()
     on_path = " OR ".join(["(branch = ? AND step <= ?)"] * len(line))
-    ids = [
-        i
-        for (i,) in store.query(
-            f"SELECT id FROM rollouts WHERE {on_path} ORDER BY step, id", [v for pair in line for v in pair]
-        )
-    ]
-    if len(ids) > most:
-        ids = [ids[i] for i in np.linspace(0, len(ids) - 1, max(most, 1)).round().astype(int)][:most]
+    groups = store.query(
+        f"SELECT branch, step, group_id, COUNT(*) FROM rollouts WHERE {on_path} GROUP BY branch, step, group_id"
+        " ORDER BY step, group_id",
+        [v for pair in line for v in pair],
+    )
+    total = sum(count for *_, count in groups)
+    wanted = min(len(groups), round(most / max(1.0, total / max(1, len(groups)))) or (most > 0))
+    while True:
+        at = np.linspace(0, len(groups) - 1, wanted).round().astype(int) if wanted else []
+        chosen = [groups[i] for i in at]
+        if wanted <= 1 or sum(count for *_, count in chosen) <= most:
+            break
+        wanted -= 1
+    ids = []
+    for *group, _ in chosen:
+        sql = "SELECT id FROM rollouts WHERE branch = ? AND step = ? AND group_id = ? ORDER BY sample, id"
+        ids += [i for (i,) in store.query(sql, group)]
+    return ids[:most], total
+
+
+def _rollouts(store: Store, ids: list[int]) -> dict[str, Any]:
+    """`rollouts` in the order of `ids`, and `pieces`: the texts that the numbers of their tokens stand for."""
     if not ids:
-        return [], 0
-    frame = store.rollouts(where=f"id IN ({', '.join(map(str, ids))})")
+        return {"rollouts": [], "pieces": []}
+    frame = store.rollouts(where=f"id IN ({', '.join(map(str, ids))})").set_index("id", drop=False).loc[ids]
     parts = [name for name in frame if str(name).startswith("rewards/")]
-    total = store.query(f"SELECT COUNT(*) FROM rollouts WHERE {on_path}", [v for pair in line for v in pair])[0][0]
-    return [_rollout(row, parts) for row in frame.to_dict("records")], total
+    made = [_rollout(row, parts) for row in frame.to_dict("records")]
+    records = stored.records(store, ids)
+    known = stored.pieces(store, sorted({int(i) for record in records for i in record.ids}))
+    places = {i: at for at, i in enumerate(known)}
+    left = MOST_TOKENS
+    for rollout, record in zip(made, records, strict=True):
+        token_ids = record.ids.tolist()
+        left -= len(token_ids)
+        if left >= 0 and len(record.logprob) == len(token_ids) and all(i in places for i in token_ids):
+            rollout["tokens"] = [places[i] for i in token_ids]
+            rollout["logprob"], rollout["entropy"] = _hundredths(record.logprob), _hundredths(record.entropy)
+    return {"rollouts": made, "pieces": [[visible(text), int(special)] for text, special in known.values()]}
+
+
+def _hundredths(values: np.ndarray) -> list[int | None]:
+    """Nats in hundredths: half the size in the file of a number with its point; None where there is none."""
+    return [round(100 * v) if math.isfinite(v) else None for v in values.tolist()]
 
 
 def _rollout(row: dict[str, Any], parts: list[str]) -> dict[str, Any]:
-    facts = {
-        "group": row["group_id"],
-        **{p: row[p] for p in parts},
-        "finish": row["finish_reason"],
-        "tokens": row["n_tokens"],
-    }
     return {
         "step": int(row["step"]),
+        "group": int(row["group_id"]),
         "prompt": whole(row["prompt"]),
         "completion": whole(row["completion"]),
         "reward": _plain(row["reward"]),
         "advantage": _plain(row["advantage"]),
-        "facts": [[one_line(name, 60), whole(value)] for name, value in facts.items()],
+        "finish": visible(row["finish_reason"]),
+        "n": int(row["n_tokens"]),
+        "parts": [[one_line(name.removeprefix("rewards/"), 60), whole(row[name])] for name in parts],
     }
 
 
 def _rollouts_html(shown: int, total: int) -> str:
-    if not total:
-        return ""
-    some = f"{shown} of {total:,}, evenly spread over the run" if shown < total else f"all {total:,}"
+    if not shown:
+        return f"<p>None of the {total:,} are in this file.</p>" if total else ""
+    some = f"{shown} of {total:,}, whole groups evenly spread over the run" if shown < total else f"All {total:,}"
     return (
         f'<p>{escape(some)}.</p><div class="wb-tools" id="wb-tools"></div><div id="wb-rollouts"></div>'
         "<noscript><p>Browsing them needs the scripts of this file to run.</p></noscript>"
