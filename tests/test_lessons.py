@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 
@@ -41,3 +43,31 @@ def test_a_folder_that_is_named_but_missing_skips(name, root, monkeypatch, tmp_p
         monkeypatch.delenv(other, raising=False)
     monkeypatch.setenv(name, str(tmp_path))
     assert runpy.run_path(str(root / "notebooks" / "conftest.py"))["_found"] is None
+
+
+def cells(path, kind: str) -> list[str]:
+    found = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in found if cell["cell_type"] == kind]
+
+
+def test_the_lesson_on_repairs_measures_each_of_them(root):
+    """Each part ends in the held-out accuracy with and without the repair; a lesson that no longer holds must fail."""
+    code = "\n".join(cells(root / "notebooks" / "repair.ipynb", "code"))
+    checked = [line for line in code.splitlines() if line.startswith("assert ")]
+    for broken, repaired in (("onward", "run"), ("as it was", "other prompts"), ("capped", "longer")):
+        assert any(broken in line and repaired in line for line in checked), (broken, repaired)
+
+
+def test_the_page_of_views_shows_each_and_names_what_there_is(root):
+    import workbench as wb
+
+    page = (root / "docs" / "views.md").read_text(encoding="utf-8")
+    pictures = re.findall(r"\(images/(\w+)\.png\)", page)
+    assert {path.stem for path in (root / "docs" / "images").glob("*.png")} == set(pictures)
+    assert sum((root / "docs" / "images" / f"{name}.png").stat().st_size for name in pictures) < 1.5e6
+    taken = (root / "tests" / "browser" / "test_browser_shots.py").read_text(encoding="utf-8")
+    assert set(re.findall(r'shot\("(\w+)"', taken)) == set(pictures)
+    for owner, names in (("run", wb.Run), ("policy", wb.Policy), ("wb", wb)):
+        called = set(re.findall(rf"`{owner}\.(\w+)\(", page))
+        assert called and all(hasattr(names, name) for name in called), (owner, called)
+    assert {"show", "browse", "tokens", "rescore", "report"} <= set(re.findall(r"`run\.(\w+)\(", page))

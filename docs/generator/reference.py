@@ -31,15 +31,16 @@ SECTIONS = (
     Section("Policy", ("load", "LoRA", "Policy"), "A causal LM, its tokenizer and its adapter."),
     Section("Rows", ("rows", "Rows", "show_mask"), "What training reads. Which columns make which form:"),
     Section("Task", ("task", "Task"), "Rows with the functions that score what a model makes of them: what RL needs."),
-    Section("Rewards", ("rewards",)),
+    Section("Rewards", ("rewards", "check_rewards")),
     Section("Rollouts", ("Rollouts",), "Completions, and what is known about each."),
     Section(
         "Methods",
         ("sft", "dpo", "cpo", "orpo", "kto", "grpo", "rloo"),
         "Each makes a [Run](#run); nothing trains yet. Their losses, and which to take: [losses](losses.md).",
     ),
-    Section("Run", ("Run", "open", "resume", "runs"), "A method being executed, with its record."),
+    Section("Run", ("Run", "open", "resume", "runs", "compare"), "A method being executed, with its record."),
     Section("Evaluation", ("evaluate",), "What a policy can do, without a run."),
+    Section("Choices", ("label", "labels"), "A person's choices between answers, as rows to train on."),
     Section("Tracking", ("Tracker", "Wandb", "TensorBoard", "Trackio"), "A run's numbers sent on while it goes."),
     Section("Metrics", ("metric", "metrics"), "What the curves mean. All of them, by group: [metrics](metrics.md)."),
     Section("Errors", ("WorkbenchError", "SettingError", "DataError", "RewardError", "StoreError", "RunError")),
@@ -47,10 +48,10 @@ SECTIONS = (
 """the order of the page; a public name that stands nowhere here is an error of `make docs`"""
 
 EVERYDAY = {
-    "Policy": ("attach", "sample", "score", "save", "export", "push", "reset"),
+    "Policy": ("attach", "sample", "score", "play", "save", "export", "push", "reset"),
     "Run": (
         "__iter__", "run", "start", "pause", "stop", "wait", "set", "rewind", "fork", "rescore", "gradients",
-        "rollouts", "show", "browse", "report", "push",
+        "rollouts", "show", "browse", "tokens", "report", "push",
     ),
     "Rows": ("map", "column", "as_form", "to_list", "to_pandas"),
     "Rollouts": ("of", "to_pandas", "take", "show"),
@@ -60,8 +61,11 @@ EVERYDAY = {
 
 BESIDE = {
     "Policy": (("workbench.scoring", "Scores"), ("workbench.export", "Agreement")),
-    "Run": (("workbench.methods.context", "Step"), ("workbench.run", "Gradients")),
+    "Run": (("workbench.methods.context", "Step"), ("workbench.run", "Gradients"), ("workbench.rescoring", "Rescored"),
+            ("workbench.comparing", "Comparison")),
+    "Rewards": (("workbench.reward_bench", "RewardCheck"), ("workbench.reward_bench.findings", "Finding")),
     "Evaluation": (("workbench.evaluate_policy", "Evaluation"),),
+    "Choices": (("workbench.store.choices", "Labels"),),
 }
 """what calls answer with: not made by users, but read by them"""
 

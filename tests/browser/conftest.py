@@ -223,7 +223,8 @@ class Notebook:
         before = path.stat().st_mtime_ns
         self.command("docmanager:save")
         for _ in range(100):
-            if path.stat().st_mtime_ns != before:
+            # the file is there, empty, before it is whole
+            if path.stat().st_mtime_ns != before and path.read_text("utf-8").rstrip().endswith("}"):
                 return path
             self.page.wait_for_timeout(100)
         raise AssertionError("the notebook was not saved")

@@ -18,7 +18,7 @@ def test_views_live_in_their_places_and_move_when_the_picture_is_made_anew(page,
     board, table = Dashboard(Store(store.folder), refresh=0.05), RolloutTable(Store(store.folder))
     host.open(page, board, table)
     page.wait_for_function(DRAWN, arg=20)
-    page.wait_for_selector(".wb-table tbody tr")
+    page.wait_for_selector(".wb-row")
     assert page.locator(".wb-place:visible").count() == 0 and page.locator(".wb-live").count() == 2
     page.evaluate("() => { document.querySelector('.wb-dashboard').dataset.mark = 'same' }")
     writer.commit(store, 21)
