@@ -168,3 +168,12 @@ def test_a_step_that_teaches_nothing_says_so(policy, tmp_path, reward, given, sa
         list(run)
     found = [str(warning.message) for warning in caught if "Step 1" in str(warning.message)]
     assert len(found) == (said is not None) and all(text.startswith(said) for text in found)
+
+
+def test_what_an_error_quotes_is_text_to_a_terminal(tmp_path):
+    with pytest.raises(DataError, match="There is no file a⟨ESC⟩\\[31mb⟨U\\+202E⟩.jsonl"):
+        wb.rows("a\x1b[31mb\u202e.jsonl")
+    with pytest.raises(StoreError, match="⟨U\\+202E⟩"):
+        wb.open(tmp_path / "run\u202e")
+    assert str(SettingError("two\nlines\tof it")) == "two\nlines\tof it" and str(SettingError()) == ""
+    assert "⟨U+202E⟩: new" in repr(wb.Run(tmp_path / "run\u202e", begin=({}, {})))
