@@ -226,12 +226,12 @@ def test_a_reference_that_moves_is_the_one_of_the_step_that_trained(tmp_path):
 
 
 def test_what_was_frozen_stays_frozen_when_the_adapter_comes_back(tmp_path):
-    from workbench.asking import _without_adapter
+    from workbench import adapters
 
     model = tiny_policy(tmp_path / "model", lora=True).model
     frozen, trained = [p for name, p in model.named_parameters() if "lora_A" in name][:2]
     frozen.requires_grad_(False)
-    with _without_adapter(model):
+    with adapters.without(model):
         pass
     assert not frozen.requires_grad and trained.requires_grad
 

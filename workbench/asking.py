@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import scoring, update, worker
+from workbench import adapters, scoring, update, worker
 from workbench.errors import RunError, WorkbenchError
 from workbench.methods import entropy, rl_batch
 from workbench.objectives.kl import k3
@@ -183,7 +183,7 @@ class Asking:
         if at == "base":
             if not engine.policy.has_adapter:
                 raise RunError("This run trains the model itself, so there is no base without an adapter.")
-            with _without_adapter(engine.policy.model):
+            with adapters.without(engine.policy.model):
                 yield
             return
         if at == "reference":
@@ -279,18 +279,6 @@ def _scored(policy, batch: update.Batch, micro_batches: list[list[int]], setting
                 table = tables.setdefault(name, values.new_zeros(len(batch), width))
                 table[rows, : values.shape[1]] = values
     return scoring.TokenScores(**tables)
-
-
-@contextmanager
-def _without_adapter(model: torch.nn.Module) -> Iterator[None]:
-    """PEFT's own switch, which also says anew what trains: that is put back."""
-    trains = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for p, flag in trains:
-            p.requires_grad_(flag)
 
 
 def _softened(logits: Tensor, temperature: float) -> Tensor:

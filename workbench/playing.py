@@ -11,9 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import nn
-
-from workbench import keys, tokenise, worker
+from workbench import adapters, keys, tokenise, worker
 from workbench.errors import DataError, Interrupted, SettingError, WorkbenchError, did_you_mean
 from workbench.sampling import decoder
 from workbench.tasks.sums import make_rows
@@ -154,7 +152,7 @@ class Player:
         """The model answers as `side` inside; gives whose weights those are, where the side does not say it."""
         policy = self.policy
         if side == "off":
-            with without_adapter(policy.model):
+            with adapters.without(policy.model):
                 yield ""
         elif side == "start":
             with policy.holding(policy._start, "start"):
@@ -164,19 +162,6 @@ class Player:
                 yield ""
         else:
             yield policy.holder
-
-
-@contextlib.contextmanager
-def without_adapter(model: nn.Module) -> Iterator[None]:
-    """The base model alone inside. peft marks all of an adapter as training when it switches it on again; what was
-    marked before is what counts."""
-    marks = [(p, p.requires_grad) for p in model.parameters()]
-    try:
-        with model.disable_adapter():
-            yield
-    finally:
-        for p, mark in marks:
-            p.requires_grad_(mark)
 
 
 def _copy(policy: Any) -> tuple[str, dict[str, Any]]:

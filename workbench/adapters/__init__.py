@@ -6,9 +6,10 @@ nor peft.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,3 +162,16 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "value"):  # an enum
         return value.value
     return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+@contextlib.contextmanager
+def without(model: Any) -> Iterator[None]:
+    """The base model alone inside. peft marks all of an adapter as training when it switches it on again; what was
+    marked before is what counts."""
+    marks = [(p, p.requires_grad) for p in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for p, mark in marks:
+            p.requires_grad_(mark)

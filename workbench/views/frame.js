@@ -102,6 +102,13 @@ function wbListKey(event, selector) {
   if (next) next.focus();
 }
 
+// No button of a list stands for what is open below any more; the one that did has the focus again.
+function wbUnmark(list) {
+  const row = list.querySelector("[aria-expanded=true]");
+  for (const other of list.children) other.setAttribute("aria-expanded", "false");
+  if (row) row.focus();
+}
+
 function wbPlain(text) {
   const codes = { "&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", "$": "&#36;" };
   return text.replace(/[&<>%{$]/g, (char) => codes[char]);

@@ -362,9 +362,7 @@ class WbRescored extends WbView {
   shut() {
     this.detail.hidden = true;
     this.opened = (this.opened || 0) + 1;
-    const row = this.list.querySelector("[aria-expanded=true]");
-    for (const other of this.list.children) other.setAttribute("aria-expanded", "false");
-    if (row) row.focus();
+    wbUnmark(this.list);
   }
 
   close() {
