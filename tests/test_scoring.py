@@ -144,7 +144,7 @@ def test_score_takes_text_as_it_stands(tmp_path):
 
 
 def test_score_batches_do_not_matter(tmp_path, monkeypatch):
-    from workbench import policy as module
+    from workbench import text_scores as module
 
     policy = tiny_policy(tmp_path / "m")
     prompts, completions = ["ab", "a long prompt", "c"], ["x", "yy", "a longer completion"]

@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from workbench import adapters, quantisation, scoring
+from workbench import adapters, quantisation, scoring, trunk
 from workbench.errors import SettingError, WorkbenchError
-from workbench.sampling import decoder
 from workbench.sharing import card
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def _merged(policy: Policy) -> nn.Module:
             model = model.float()  # rounded once, at the end
     if not policy.has_adapter:
         return model.eval()
-    _part_embeddings(decoder.base_of(model))
+    _part_embeddings(trunk.base_of(model))
     try:
         model = model.merge_and_unload(safe_merge=True)
     except (ValueError, NotImplementedError) as error:
@@ -187,7 +186,7 @@ def _dequantised(policy: Policy) -> nn.Module:
     from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
     from transformers import AutoModelForCausalLM
 
-    base = decoder.base_of(policy.model)
+    base = trunk.base_of(policy.model)
     config = copy.deepcopy(base.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -257,7 +256,7 @@ def compare(policy: Policy, folder: str | Path, probes: Sequence[str]) -> Agreem
     written = written.to(device).eval()
     kl, same = [], []
     for ids, z in zip(texts, mine, strict=True):
-        other = decoder.last_logits(written, len(ids), input_ids=_batch(ids, device), use_cache=False)[0]
+        other = trunk.last_logits(written, len(ids), input_ids=_batch(ids, device), use_cache=False)[0]
         divergence, agree = scoring.divergence(z, other[0].double().cpu())
         kl.append(divergence)
         same.append(agree)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from workbench import packing
-from workbench.sampling.decoder import base_of
+from workbench.trunk import base_of
 
 LEAK = 0.2
 """of the change that reading two documents as one makes: less than that is rounding"""

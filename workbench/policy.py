@@ -16,17 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench import adapters, keys, quantisation, scoring, summary, worker
+from workbench import adapters, keys, quantisation, scoring, summary, trunk, worker
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.loading import Loaded, load_parts, quiet
 from workbench.pieces import Pieces
 from workbench.sampling import decoder
-from workbench.sampling.rollouts import Rollouts, is_ids
+from workbench.sampling.rollouts import Rollouts
 from workbench.scoring import Scores, TokenScores
 
 START = "start"
-SCORE_TOKENS = 16384
-"""tokens of a batch of `score`, padding included"""
 
 
 @worker.on_worker
@@ -107,7 +105,7 @@ class Policy:
     @property
     def vocab_size(self) -> int:
         """Rows of the output matrix: entries of each logit vector."""
-        return decoder.base_of(self.model).config.get_text_config().vocab_size
+        return trunk.base_of(self.model).config.get_text_config().vocab_size
 
     @property
     def filler(self) -> int:
@@ -236,13 +234,15 @@ class Policy:
         entropy: bool = True,
         needs: frozenset[str] = frozenset({"entropy"}),
         lines: Sequence[int] | None = None,
+        groups: Sequence[int] | None = None,
     ) -> TokenScores:
         """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
 
         Results are (B, T) with T the longest scored part, differentiable unless under `torch.no_grad()`; see
         `scoring.TokenScores`. `temperature` divides the logits. `needs`: see `scoring.statistics`; without
         "entropy" in it the entropy is a number to look at, which spares its graph. `lines`: sequences with the same
-        number are laid end to end (see `workbench.lines`). Raises DataError for a start below 1.
+        number are laid end to end (see `workbench.lines`). `groups`: sequences with the same number share all tokens
+        before their start, which go through the trunk once (see `workbench.prefixes`). Raises DataError for a start below 1.
         """
         batch = scoring.layout(sequences, starts, self.filler, self.device, lines)
         return scoring.score(self.logits, batch, temperature, entropy, needs)
@@ -251,7 +251,7 @@ class Policy:
         """(P, keep, V) of the last `keep` places of `ids` (P, L); `positions` (P, L) where lines hold several texts."""
         # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
         apart = {} if positions is None else {"position_ids": positions}
-        return decoder.last_logits(self.model, keep, input_ids=ids, use_cache=False, **apart)[0]
+        return trunk.last_logits(self.model, keep, input_ids=ids, use_cache=False, **apart)[0]
 
     @worker.on_worker
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], temperature: float = 1.0) -> Scores:
@@ -260,34 +260,12 @@ class Policy:
         A prompt is a string, a list of messages or of token ids; a completion is a string (tokenised as it stands, no
         end token added) or a list of token ids. Raises DataError if they are not as many.
         """
-        prompts, completions = list(prompts), list(completions)
-        if len(prompts) != len(completions):
-            raise DataError(f"score: {len(prompts)} prompts but {len(completions)} completions; give one a prompt.")
-        before = [list(map(int, p)) if is_ids(p) else self._tokens(p, i).ids for i, p in enumerate(prompts)]
-        after = [self._completion_ids(c, i) for i, c in enumerate(completions)]
-        order = sorted(range(len(prompts)), key=lambda i: len(before[i]) + len(after[i]))
-        out = Scores(ids=after, logprob=[None] * len(order), entropy=[None] * len(order))
-        with self.at_rest():
-            for batch in _batches(order, [len(b) + len(a) for b, a in zip(before, after, strict=True)]):
-                scores = self.token_scores(
-                    [before[i] + after[i] for i in batch],
-                    [len(before[i]) for i in batch],
-                    temperature=temperature,
-                )
-                logprob, spread = scores.logprob.float().cpu().numpy(), scores.entropy.float().cpu().numpy()
-                for row, i in enumerate(batch):
-                    out.logprob[i] = logprob[row, : len(after[i])].copy()
-                    out.entropy[i] = spread[row, : len(after[i])].copy()
-        return out
+        from workbench import text_scores
 
-    def _completion_ids(self, completion: Any, index: int) -> list[int]:
-        if isinstance(completion, str):
-            return self.tokenizer(completion, add_special_tokens=False)["input_ids"]
-        if isinstance(completion, (list, tuple, np.ndarray)) and is_ids(completion):
-            return list(map(int, completion))
-        raise DataError(f"score: completion {index} is neither a string nor a list of token ids: {completion!r:.80}")
+        return text_scores.score(self, prompts, completions, temperature)
 
-    def _tokens(self, prompt: Any, index: int):
+    def tokens_of(self, prompt: Any, index: int):
+        """A prompt (a string, or messages) as tokens; `index` is what errors call it."""
         from workbench.tokenise import prompt as tokenise
 
         try:
@@ -335,7 +313,7 @@ class Policy:
         prompts = [prompts] if isinstance(prompts, str) or _is_messages(prompts) else list(prompts)
         decoder.check_whole("n", n, 1)
         decoder.check_whole("seed", seed, 0)
-        tokens = [self._tokens(prompt, i) for i, prompt in enumerate(prompts)]
+        tokens = [self.tokens_of(prompt, i) for i, prompt in enumerate(prompts)]
         row_keys = [keys.key(seed, "sample", row, sample) for row in range(len(tokens)) for sample in range(n)]
         rollouts = self.sample_prompts(
             tokens,
@@ -423,7 +401,7 @@ class Policy:
 
     def check_lengths(self, prompts: Sequence[Any], max_new_tokens: int) -> None:
         """Raise DataError for the first tokenised prompt that leaves no room for so many tokens in the context."""
-        text = decoder.base_of(self.model).config.get_text_config(decoder=True)
+        text = trunk.base_of(self.model).config.get_text_config(decoder=True)
         limit = getattr(text, "max_position_embeddings", None)
         for i, prompt in enumerate(prompts):
             if not prompt.ids:
@@ -481,15 +459,3 @@ class Policy:
 
 def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _batches(order: list[int], lengths: list[int]) -> Iterator[list[int]]:
-    """Consecutive parts of `order` (shortest first) whose padded size stays under SCORE_TOKENS."""
-    batch: list[int] = []
-    for i in order:
-        if batch and (len(batch) + 1) * lengths[i] > SCORE_TOKENS:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import nn
 
-from workbench import quantisation
-from workbench.sampling import decoder
+from workbench import quantisation, trunk
 from workbench.text import scaled
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ COUNTS = ("", "K", "M", "B")
 
 def of(policy: Policy) -> str:
     """What `repr(policy)` shows."""
-    base, origin, adapter = decoder.base_of(policy.model), policy.origin, policy.adapter
+    base, origin, adapter = trunk.base_of(policy.model), policy.origin, policy.adapter
     total = sum(_count(p) for p in policy.model.parameters())
     trained = 0 if origin.quantize and adapter is None else sum(t.numel() for t in policy.params().values())
     kind = "the whole model trains" if adapter is None else str(adapter.peft_type.value)

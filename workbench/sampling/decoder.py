@@ -23,6 +23,7 @@ from torch import Tensor
 
 from workbench import keys as stateless
 from workbench.errors import RunError, SettingError
+from workbench.trunk import base_of, last_logits
 
 ROWS = 256
 """completions decoded at a time; more are drawn in turns, which changes no token"""
@@ -215,25 +216,6 @@ def has_usable_cache(model: torch.nn.Module) -> bool:
     except (KeyError, AttributeError, ValueError, TypeError):  # a kind of layer this cache does not know
         return False
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
-
-
-def base_of(model: torch.nn.Module) -> Any:
-    """The transformers model inside a peft model, or the model itself."""
-    return (
-        model.get_base_model()
-        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-        else model
-    )
-
-
-def last_logits(model: torch.nn.Module, keep: int, **inputs: Any) -> tuple[Tensor, Any]:
-    """Logits (B, keep, V) of the last `keep` positions, and the output. Computes no others where the model
-    can.
-    """
-    if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters:
-        inputs["logits_to_keep"] = keep
-    output = model(**inputs)
-    return output.logits[:, -keep:], output
 
 
 class Cached:

@@ -1,0 +1,114 @@
+"""A causal LM in two halves: the trunk, from tokens to hidden states, and the head, from hidden states to logits.
+
+Logits are the largest tensor of all: (tokens, vocabulary). Whoever has the hidden states can make the logits of a
+few tokens at a time, and of no other tokens than those that count.
+
+The head is not rebuilt from the config (soft-capping, scaling, adapters on the head, tied or quantised weights): it is
+the model's own forward, with hidden states put where its trunk would compute them. Whether that gives the model's own
+logits is not looked up in a list but tried on the model itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+CLOSE = 1e-3
+"""of the largest logit: more is not rounding"""
+_known: WeakKeyDictionary[nn.Module, type | None] = WeakKeyDictionary()
+"""what the trunk of a model returns; None: it cannot be cut in two"""
+
+
+class Trunk:
+    """The two halves of a model; `of` makes it."""
+
+    def __init__(self, model: nn.Module, kind: type):
+        self.base = base_of(model)
+        self.kind = kind
+        """what the trunk returns"""
+
+    def run(self, ids: Tensor, **inputs: Any) -> Any:
+        """The trunk's output for `ids` (B, L): `.last_hidden_state` (B, L, D), after the final norm, and
+        `.past_key_values`."""
+        return self.base.base_model(input_ids=ids, **inputs)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (N, V) of hidden states (N, D), by the model's own head. Differentiable."""
+        with _in_place_of(self.base.base_model, self.kind(last_hidden_state=hidden[None])):
+            return self.base(inputs_embeds=hidden[None], use_cache=False).logits[0]
+
+
+def of(model: nn.Module) -> Trunk | None:
+    """The halves of `model`, a transformers model or a peft model around one; None where it cannot be cut in two: its
+    trunk is not a module of its own, or an adapter puts virtual tokens before the text."""
+    if model not in _known:
+        _known[model] = _tried(model)
+    kind = _known[model]
+    return None if kind is None else Trunk(model, kind)
+
+
+def base_of(model: torch.nn.Module) -> Any:
+    """The transformers model inside a peft model, or the model itself."""
+    return (
+        model.get_base_model()
+        if hasattr(model, "peft_config") and hasattr(model, "get_base_model")
+        else model
+    )
+
+
+def last_logits(model: torch.nn.Module, keep: int, **inputs: Any) -> tuple[Tensor, Any]:
+    """Logits (B, keep, V) of the last `keep` positions, and the output. Computes no others where the model
+    can.
+    """
+    if "logits_to_keep" in inspect.signature(base_of(model).forward).parameters:
+        inputs["logits_to_keep"] = keep
+    output = model(**inputs)
+    return output.logits[:, -keep:], output
+
+
+@contextmanager
+def _in_place_of(trunk: nn.Module, output: Any) -> Iterator[None]:
+    """Within the block the module `trunk` computes nothing and returns `output`."""
+    before = trunk.__dict__.get("forward")
+    trunk.forward = lambda *args, **inputs: output
+    try:
+        yield
+    finally:
+        if before is None:
+            del trunk.forward
+        else:
+            trunk.forward = before
+
+
+def _tried(model: nn.Module) -> type | None:
+    base = base_of(model)
+    for config in getattr(model, "peft_config", {}).values():
+        if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None) is not None:
+            return None
+    inner = getattr(base, "base_model", base)
+    taken = inspect.signature(base.forward).parameters
+    if inner is base or getattr(base.config, "is_encoder_decoder", False) or "inputs_embeds" not in taken:
+        return None
+    device = next(model.parameters()).device
+    vocabulary = base.config.get_text_config().vocab_size
+    ids = torch.tensor([[(7 * i + 1) % vocabulary for i in range(5)]], device=device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            output = inner(input_ids=ids, use_cache=False)
+            if not torch.is_tensor(getattr(output, "last_hidden_state", None)):
+                return None
+            parts = Trunk(model, type(output)).logits(output.last_hidden_state[0])
+            whole = model(input_ids=ids, use_cache=False).logits[0]
+    finally:
+        for module in training:
+            module.training = True
+    same = whole.shape == parts.shape and (whole - parts).abs().max() <= CLOSE * whole.abs().max()
+    return type(output) if same else None
