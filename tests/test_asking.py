@@ -12,8 +12,8 @@ import torch
 import workbench as wb
 from tests.models import tiny_policy
 from tests.runs import letters, make_run, rows_for, weights
+from workbench import heads, scoring, worker
 from workbench import settings as settings_of
-from workbench import worker
 from workbench.objectives.policy_gradient import LOSS_TYPES, policy_gradient, token_shares
 from workbench.scoring import TokenScores
 from workbench.store import tokens as stored
@@ -111,7 +111,8 @@ def test_a_state_that_is_in_no_memory_comes_by_replay_and_is_not_at_hand_before(
     np.testing.assert_allclose(again, remembered, atol=1e-6)
 
 
-def test_change_of_log_prob_and_exact_divergence_by_hand(run):
+def test_change_of_log_prob_and_exact_divergence_by_hand(run, monkeypatch):
+    monkeypatch.setattr(heads, "CHUNK", 3 * 260)  # three tokens at a time
     policy, record = run.engine.policy, records_of(run, 2)[0]
     of = {}
     for step in (0, 1, 2):
@@ -126,6 +127,20 @@ def test_change_of_log_prob_and_exact_divergence_by_hand(run):
     d = (of[0] - of[2])[rows, record.ids]
     np.testing.assert_allclose(found["estimate"], np.exp(d) - d - 1, atol=1e-5)
     assert found["divergence"].min() >= 0 and np.abs(found["divergence"] - found["estimate"]).max() > 1e-3
+
+
+def test_divergence_where_the_head_itself_trains(tmp_path):
+    made = make_run(
+        "grpo", tmp_path, tiny_policy(tmp_path / "model", "qwen3"), temperature=TEMPERATURE, snapshot_steps=1
+    ).run(1)
+    policy, record = made.engine.policy, records_of(made, 1)[0]
+    of = {}
+    for step in (0, 1):
+        with policy.holding(made.engine.restore(step).params):
+            of[step] = logprobs_of(policy, record)
+    found = asked(made, "divergence", record, at=1)
+    np.testing.assert_allclose(found["divergence"], (np.exp(of[1]) * (of[1] - of[0])).sum(-1), atol=1e-5)
+    assert found["divergence"].max() > 1e-3
 
 
 def assert_shares_add_up(run, step: int) -> None:
@@ -240,7 +255,7 @@ def test_what_cannot_be_answered_is_said(run, monkeypatch):
     record = records_of(run, 1)[0]
     assert "has no step 9" in asked(run, "alternatives", record, at=9)["trouble"]
     assert "no weights 'x'" in asked(run, "alternatives", record, at="x")["trouble"]
-    monkeypatch.setattr(run.engine.policy, "logits", lambda *_: 1 / 0)
+    monkeypatch.setattr(scoring, "predictions", lambda *_: 1 / 0)
     said = asked(run, "divergence", record, at=1)["trouble"]
     assert said == "The model could not answer: ZeroDivisionError: division by zero"
     monkeypatch.setattr(run, "_released", "gone")

@@ -12,9 +12,10 @@ import torch
 import workbench as wb
 from tests.models import KINDS, tiny_policy, tiny_tokenizer
 from tests.runs import assert_same_metrics, assert_same_weights, weights
-from workbench import lines, packing, scoring, update
+from workbench import layouts, lines, packing, trunk, update
 from workbench.errors import DataError, SettingError
 from workbench.methods import sft
+from workbench.micro_batches import plan
 from workbench.packing import Piece
 from workbench.settings import SFTSettings, make
 
@@ -64,13 +65,13 @@ LINES = [0, 0, 1, 0, 1]
 
 
 def test_layout_end_to_end():
-    batch = scoring.layout([[5, 6, 7], [8, 9], [1, 2, 3]], [1, 2, 1], 0, "cpu", lines=[4, 2, 4])
+    batch = layouts.layout([[5, 6, 7], [8, 9], [1, 2, 3]], [1, 2, 1], 0, "cpu", lines=[4, 2, 4])
     assert batch.ids.tolist() == [[5, 6, 7, 1, 2, 3], [8, 9, 0, 0, 0, 0]]
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 2], [0, 1, 0, 0, 0, 0]]
     assert batch.row.tolist() == [0, 0, 2, 2] and batch.line.tolist() == [0, 0, 0, 0]
     assert batch.position.tolist() == [0, 1, 3, 4] and batch.target.tolist() == [6, 7, 2, 3]
     assert batch.mask.tolist() == [[True, True], [False, False], [True, True]]
-    alone = scoring.layout([[5, 6, 7], [8, 9]], [1, 1], 0, "cpu", lines=[1, 0])
+    alone = layouts.layout([[5, 6, 7], [8, 9]], [1, 1], 0, "cpu", lines=[1, 0])
     assert alone.positions is None and alone.ids.tolist() == [[5, 6, 7], [8, 9, 0]]
 
 
@@ -154,8 +155,8 @@ def test_padding_free_changes_no_number(tmp_path, method, kind, dtype):
 def test_padding_free_reads_fewer_tokens(tmp_path, monkeypatch):
     policy = tiny_policy(tmp_path / "model", lora=True)
     assert lines.kept_apart(policy)
-    seen, logits = [], policy.logits
-    monkeypatch.setattr(policy, "logits", lambda ids, *more: seen.append(tuple(ids.shape)) or logits(ids, *more))
+    seen, run = [], trunk.Trunk.run
+    monkeypatch.setattr(trunk.Trunk, "run", lambda self, ids, **more: seen.append(ids.shape) or run(self, ids, **more))
     data = sft.prepare(policy.tokenizer, rows(), make("sft", {}))
     batch = sft.make_batch(data.items)
     totals = sft.totals(batch)
@@ -199,8 +200,9 @@ def test_a_step_draws_packs_and_micro_batches_count_them(tmp_path):
     drawn = [packs[row] for row, _ in run.engine._context.draw(1, 3, len(packs))]
     tokens = sum(len(document.ids) for pack in drawn for document in pack)
     assert run.metrics.loc[1, "num_tokens"] == tokens
-    plan = run.engine._context.plans["update 0"]
-    assert list(map(len, plan)) == [len(drawn[0]) + len(drawn[1]), len(drawn[2])]
+    made = run.engine._context.plans["update 0"]
+    longest = sorted(drawn, key=lambda pack: -sum(len(document.ids) for document in pack))
+    assert list(map(len, made)) == [len(longest[0]) + len(longest[1]), len(longest[2])]
     run.run()
     first = run.metrics
     run.engine.memory.clear()
@@ -211,13 +213,12 @@ def test_a_step_draws_packs_and_micro_batches_count_them(tmp_path):
         run.set(packing=False)
 
 
-def test_memory_plans_count_lines():
+def test_micro_batches_count_lines():
     made = update.Batch([[1] * n for n in (3000, 2000, 4000, 100, 5000)], [1] * 5, lines=[0, 0, 1, 1, 2])
     assert made.units() == [[0, 1], [2, 3], [4]]
-    assert update.plan(made, None, 100) == [[0, 1], [2, 3], [4]]
-    assert update.plan(update.Batch([[1] * 1000] * 6, [1] * 6, lines=[0, 0, 1, 1, 2, 2]), None, 100) == [
-        [0, 1, 2, 3, 4, 5]
-    ]
+    assert plan(made, None, 10000) == [[0, 1, 4], [2, 3]]  # 2 lines of 5000; 4100 would not be wider than those
+    assert plan(made, None, 15000) == [[0, 1, 4], [2, 3]]
+    assert plan(update.Batch([[1] * 1000] * 6, [1] * 6, lines=[0, 0, 1, 1, 2, 2])) == [[0, 1, 2, 3, 4, 5]]
     assert made.take([2, 3, 4]).lines == [1, 1, 2]
 
 

@@ -8,10 +8,12 @@ import sys
 
 import pytest
 import torch
+from peft import IA3Config, LoraConfig
 
 import workbench as wb
 from tests.models import tiny_policy
 from tests.runs import assert_same_metrics, assert_same_weights, make_run, rows_for, weights
+from workbench import adapters
 from workbench.errors import SettingError
 from workbench.methods import reference
 from workbench.methods.context import Context
@@ -38,7 +40,7 @@ def test_the_reference_is_asked_only_where_a_loss_reads_it(tmp_path, monkeypatch
 def test_kept_log_probs_are_computed_once_a_row_and_survive_time(tmp_path, monkeypatch):
     run = make_run("dpo", tmp_path, precompute_ref_log_probs=True, eval_dataset=rows_for("dpo", 3), eval_steps=1)
     seen, counted, original = passes(monkeypatch), [], Context.scored
-    monkeypatch.setattr(Context, "scored", lambda self, b, *a: counted.extend(b.sequences) or original(self, b, *a))
+    monkeypatch.setattr(Context, "scored", lambda self, b, **k: counted.extend(b.sequences) or original(self, b, **k))
     list(run)  # 6 steps of 4 pairs of 12 and 7 evaluations of 3
     assert not seen and len(counted) == 2 * (12 + 3)
     again = make_run("dpo", tmp_path / "again", precompute_ref_log_probs=True)
@@ -179,3 +181,64 @@ def test_an_adapter_that_starts_at_zero_is_its_own_reference(tmp_path):
     run = wb.dpo(policy, rows_for("dpo"), loss_type="sppo_hard", beta=0.5, steps=1, out=tmp_path / "run")
     run.run()
     assert run.metrics.loc[1, "loss"] == pytest.approx(2.0, abs=1e-5)
+
+
+# -- what need not exist
+
+
+def adapters_off(monkeypatch) -> list[str]:
+    """The passes for which the adapter is switched off from now on."""
+    seen, original = [], adapters.without
+    monkeypatch.setattr(adapters, "without", lambda model: seen.append("pass") or original(model))
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])
+def test_a_reference_that_adds_nothing_is_the_base_alone(tmp_path, monkeypatch, kind):
+    policy = tiny_policy(tmp_path / "model", kind).attach(wb.LoRA(r=4, alpha=8, dropout=0.1))
+    settings = dict(steps=3, batch_size=4, lr=1e-2)
+    seen = adapters_off(monkeypatch)
+    run = wb.dpo(policy, rows_for("dpo"), out=tmp_path / "run", **settings)
+    marks = [p.requires_grad for p in policy.model.parameters()]
+    run.run()
+    assert len(seen) == 3 and [p.requires_grad for p in policy.model.parameters()] == marks
+    monkeypatch.setattr(reference, "adds_nothing", lambda policy, params: False)
+    plain = wb.dpo(policy.reset(), rows_for("dpo"), out=tmp_path / "plain", **settings)
+    plain.run()
+    assert len(seen) == 3
+    assert_same_metrics(run.metrics, plain.metrics)
+    assert_same_weights(weights(run), weights(plain))
+
+
+def test_a_reference_that_adds_something_keeps_its_adapter(tmp_path):
+    zero = tiny_policy(tmp_path / "model").attach(wb.LoRA(r=4))
+    assert reference.adds_nothing(zero, zero.params())
+    one = zero.params() | {n: t.clone().index_fill_(0, torch.tensor([0]), 1e-9) for n, t in _last(zero).items()}
+    assert not reference.adds_nothing(zero, one)
+    more = dict(r=4, target_modules="all-linear")
+    dora, biased = LoraConfig(use_dora=True, **more), LoraConfig(bias="lora_only", lora_bias=False, **more)
+    for number, config in enumerate((dora, biased, IA3Config())):
+        other = tiny_policy(tmp_path / str(number), attention_bias=True).attach(config)
+        assert not reference.adds_nothing(other, other.params())
+    bare = tiny_policy(tmp_path / "bare")
+    assert not reference.adds_nothing(bare, bare.params())
+
+
+def _last(policy) -> dict:
+    return {n: t for n, t in list(policy.params().items())[-1:] if ".lora_B." in n}
+
+
+def test_without_kl_there_is_no_reference(tmp_path, monkeypatch):
+    """No pass, no copy in memory; and no moments before the first update."""
+    seen, off = passes(monkeypatch), adapters_off(monkeypatch)
+    run = make_run("grpo", tmp_path, beta=0.0, num_iterations=1)
+    run._ready()
+    assert not run.engine.state.optim and not run.engine.state.tensors
+    scored, original = [], Context.scored
+    monkeypatch.setattr(Context, "scored", lambda *a, **k: scored.append("pass") or original(*a, **k))
+    run.run(2)
+    assert not seen and not off and not scored and run.engine.reference is None
+    assert run.engine._context.plans.keys() == {"update 0"}
+    again = make_run("grpo", tmp_path / "kl", beta=0.1, num_iterations=1)
+    again.run(1)
+    assert seen == scored == ["pass"] and again.engine.reference is not None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.models import tiny_policy
-from workbench import scoring
+from workbench import heads, layouts, scoring
 from workbench.errors import DataError
 
 
@@ -41,7 +41,7 @@ def test_half_precision_logits_are_normalised_in_float32():
 
 
 def test_layout():
-    batch = scoring.layout([[5, 6, 7, 8], [9, 10]], [2, 1], filler=0, device="cpu")
+    batch = layouts.layout([[5, 6, 7, 8], [9, 10]], [2, 1], filler=0, device="cpu")
     assert batch.ids.tolist() == [[5, 6, 7, 8], [9, 10, 0, 0]]
     assert batch.mask.tolist() == [[True, True], [True, False]]
     assert batch.target.tolist() == [7, 8, 10] and batch.position.tolist() == [1, 2, 0]
@@ -91,8 +91,8 @@ def test_gradients_and_their_absence(tmp_path):
     (scores.logprob.sum() + scores.entropy.sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.trainable().values())
     with torch.no_grad():
-        quiet = policy.token_scores(SEQUENCES, STARTS, entropy=False)
-    assert not quiet.logprob.requires_grad and quiet.entropy is None
+        quiet = policy.token_scores(SEQUENCES, STARTS)
+    assert not quiet.logprob.requires_grad
     assert torch.equal(quiet.logprob, scores.logprob.detach())
 
 
@@ -111,9 +111,12 @@ def test_gradient_equals_autograd_of_the_whole_logits(tmp_path):
 def test_chunks_do_not_change_scores(tmp_path, monkeypatch):
     policy = tiny_policy(tmp_path / "m", dtype="float64")
     whole = policy.token_scores(SEQUENCES, STARTS)
-    monkeypatch.setattr(scoring, "CHUNK", 3 * 260)
+    monkeypatch.setattr(heads, "TOKENS", {"cpu": 3})
+    monkeypatch.setattr(heads, "TILE", {"cpu": 600})
     parts = policy.token_scores(SEQUENCES, STARTS)
-    assert torch.equal(whole.logprob, parts.logprob) and torch.equal(whole.entropy, parts.entropy)
+    for name in ("logprob", "entropy"):
+        assert (getattr(whole, name) - getattr(parts, name)).abs().max() <= 1e-12
+    assert torch.equal(whole.top1, parts.top1)
 
 
 def test_nothing_to_score(tmp_path):

@@ -104,24 +104,6 @@ def test_nothing_to_train():
 # -- batches
 
 
-def batch(lengths: list[int], unit: int = 1) -> Batch:
-    return Batch([[1] * n for n in lengths], [1] * len(lengths), {"n": [float(n) for n in lengths]}, unit)
-
-
-def test_micro_batches_of_a_given_size():
-    assert update.plan(batch([3] * 5), 2, 100) == [[0, 1], [2, 3], [4]]
-    assert update.plan(batch([3] * 6, unit=2), 2, 100) == [[0, 1, 2, 3], [4, 5]]
-    assert update.plan(batch([3] * 4), 10, 100) == [[0, 1, 2, 3]]
-
-
-def test_micro_batches_by_memory():
-    # 8192 tokens: two rows of 4096, or four of 2048; a longer row goes alone
-    assert update.plan(batch([4096, 4096, 2048, 2048, 9000, 10]), None, 100) == [[0, 1], [2, 3], [4], [5]]
-    # 2^30 bytes of float32 logits over 2^18 ids: 1024 tokens
-    assert update.plan(batch([512] * 3), None, 2**18) == [[0, 1], [2]]
-    assert update.plan(batch([4096] * 4, unit=2), None, 100) == [[0, 1], [2, 3]]
-
-
 def test_columns_become_padded_tensors():
     made = Batch([[1, 2, 3, 4], [1, 2]], [1, 1], {"row": [0.5, 2], "token": [[1, 2, 3], [4]]})
     columns = update.columns_of(made, torch.zeros(1, dtype=torch.float64))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import adapters, scoring, update, worker
+from workbench import adapters, layouts, scoring, update, worker
 from workbench.errors import RunError, WorkbenchError
 from workbench.methods import entropy, rl_batch
 from workbench.objectives.kl import k3
@@ -107,14 +107,13 @@ class Asking:
         """`divergence` (T,) nats: KL(policy at `at` || reference) of the whole next-token distribution, exact; and
         `estimate` (T,): k3 from the token's own log-probs, as a loss with a KL term has it (`objectives.kl`)."""
         temperature = self._temperature(about)
-        logits = [self._logits(about, weights) for weights in (at, "reference")]
-        target = torch.tensor(about.ids.tolist(), device=logits[0].device)
+        both = [(weights, self._ahead(about, weights)) for weights in (at, "reference")]
         exact, estimate = [], []
-        parts = [values.split(_size(logits[0])) for values in (*logits, target)]
-        for policy, other, ids in zip(*parts, strict=True):
-            p, q = _softened(policy, temperature), _softened(other, temperature)
+        for part in both[0][1].parts(self.run.engine.policy.vocab_size):
+            p, q = (self._softened(about, weights, ahead, part, temperature) for weights, ahead in both)
             exact.append(scoring.divergence(p, q)[0].clamp(min=0))  # rounding may go below
-            estimate.append(k3(p.gather(-1, ids[:, None])[:, 0], q.gather(-1, ids[:, None])[:, 0]))
+            ids = both[0][1].target[part, None]
+            estimate.append(k3(p.gather(-1, ids)[:, 0], q.gather(-1, ids)[:, 0]))
         return {
             "divergence": _numbers(torch.cat(exact)),
             "estimate": _numbers(torch.cat(estimate)),
@@ -149,32 +148,30 @@ class Asking:
             self._scans.move_to_end(key)
             return self._scans[key]
         temperature = self._temperature(about)
-        logits = self._logits(about, at)  # (T, V)
-        target = torch.tensor(about.ids.tolist(), device=logits.device)
-        parts = []
-        for part, ids in zip(logits.split(_size(logits)), target.split(_size(logits)), strict=True):
-            made = scoring.statistics(part, ids, temperature)
-            likely = _softened(part, temperature)  # (P, V)
-            top = likely.topk(min(TOP, likely.shape[-1]))
-            rank = (likely > likely.gather(-1, ids[:, None])).sum(-1)
-            parts.append((made["logprob"], made["entropy"], rank, top.indices.flatten(), top.values.flatten()))
-        logprob, spread, rank, top_id, top_logprob = (torch.cat(values).cpu() for values in zip(*parts, strict=True))
+        policy, ahead = self.run.engine.policy, self._ahead(about, at)
+        with policy.at_rest(), self._holding(about, at):
+            made = scoring.alternatives(ahead, policy.vocab_size, TOP, temperature)
         self._scans[key] = {
-            "logprob": _numbers(logprob), "entropy": _numbers(spread), "rank": rank.numpy().astype("i4"),
-            "top_id": top_id.numpy().astype("i4"), "top_logprob": _numbers(top_logprob),
+            "logprob": _numbers(made.logprob), "entropy": _numbers(made.entropy), "rank": _ids(made.rank),
+            "top_id": _ids(made.top_ids.flatten()), "top_logprob": _numbers(made.top_logprob.flatten()),
             "said": f"{self._named(at)}{self._tempered(about)}",
         }  # fmt: skip
         if len(self._scans) > ANSWERS:
             self._scans.popitem(last=False)
         return self._scans[key]
 
-    def _logits(self, about: Tokens, at: Weights) -> Tensor:
-        """(T, V) in the model's dtype: what predicts each token of the completion."""
+    def _ahead(self, about: Tokens, at: Weights) -> scoring.Predictions:
+        """What predicts each token of the completion, before the head."""
         policy = self.run.engine.policy
         ids = [*about.prompt_ids.tolist(), *about.ids.tolist()]
-        batch = scoring.layout([ids], [len(about.prompt_ids)], policy.filler, policy.device)
+        batch = layouts.layout([ids], [len(about.prompt_ids)], policy.filler, policy.device)
         with policy.at_rest(), self._holding(about, at):
-            return policy.logits(batch.ids, batch.keep)[0, :-1]
+            return scoring.predictions(policy.model, batch)
+
+    def _softened(self, about: Tokens, at: Weights, ahead: scoring.Predictions, part: slice, temperature: float):
+        """Log-probs (n, V) of some of the tokens, by the head of the weights `at`."""
+        with self.run.engine.policy.at_rest(), self._holding(about, at):
+            return scoring.softened(ahead.logits(part), temperature)
 
     @contextmanager
     def _holding(self, about: Tokens, at: Weights) -> Iterator[None]:
@@ -269,27 +266,17 @@ QUESTIONS: dict[str, Callable[..., Answer]] = {
 
 def _scored(policy, batch: update.Batch, micro_batches: list[list[int]], settings) -> scoring.TokenScores:
     """The scores of all rows as one table each, without gradients or dropout."""
-    width, tables = max(batch.scored()), {}
+
+    def scored(number: int) -> scoring.TokenScores:
+        part = batch.take(micro_batches[number])
+        return policy.token_scores(part.sequences, part.starts, temperature=settings.temperature)
+
     with policy.at_rest():
-        for rows in micro_batches:
-            part = batch.take(rows)
-            scores = policy.token_scores(part.sequences, part.starts, temperature=settings.temperature)
-            for name in ("logprob", "entropy", "top1", "mask"):
-                values = getattr(scores, name)
-                table = tables.setdefault(name, values.new_zeros(len(batch), width))
-                table[rows, : values.shape[1]] = values
-    return scoring.TokenScores(**tables)
+        return scoring.gather(scored, micro_batches, len(batch), max(batch.scored()))
 
 
-def _softened(logits: Tensor, temperature: float) -> Tensor:
-    """Log-probs of softmax(logits / temperature), float32 (float64 of a float64 model)."""
-    z = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(z / temperature, -1)
-
-
-def _size(logits: Tensor) -> int:
-    """Positions to take at a time."""
-    return max(1, scoring.CHUNK // logits.shape[-1])
+def _ids(values: Tensor) -> np.ndarray:
+    return values.cpu().numpy().astype("i4")
 
 
 def _numbers(values: Tensor) -> np.ndarray:

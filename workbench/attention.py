@@ -26,6 +26,13 @@ def takes_masks(model: nn.Module) -> bool:
     return all(kind in KINDS for kind in _kinds(config))
 
 
+def layers(model: nn.Module) -> list[tuple[str, int | None]]:
+    """Of each layer its kind, and the window it looks back over (None: all)."""
+    config = base_of(model).config.get_text_config(decoder=True)
+    kinds = getattr(config, "layer_types", None) or _kinds(config) * config.num_hidden_layers
+    return [(kind, _window(config, kind)) for kind in kinds]
+
+
 def mask(model: nn.Module, allowed: Tensor, query: Tensor, key: Tensor) -> Tensor | dict[str, Tensor]:
     """What to pass as `attention_mask`.
 

@@ -24,6 +24,7 @@ from workbench.errors import RunError
 from workbench.methods import reference
 from workbench.methods.context import Context, Replay, Step
 from workbench.methods.evaluate import evaluate_task
+from workbench.micro_batches import Budget
 from workbench.settings import Settings
 from workbench.snapshots import Snapshots
 from workbench.state import State
@@ -65,6 +66,7 @@ class Engine:
         self.store: Store | None = None
         self.snapshots = Snapshots(folder)
         self.changes = [Change(0, 0, live)]
+        self.budget = Budget()
         self.memory: OrderedDict[tuple[int, int], tuple[State, int]] = OrderedDict()
         """past states and their bytes, by (branch, step)"""
         self.reference: dict[str, Tensor] | None = None
@@ -150,7 +152,9 @@ class Engine:
             step.seconds = time.perf_counter() - started
             worker.check()
             self._commit(step)
-        except BaseException:
+        except BaseException as error:
+            worker.let_go(error)  # going back may need the memory that the step held
+            self.policy.model.zero_grad(set_to_none=True)
             self.undo()
             raise
         self._note(step.index, worker.said()[before:])
@@ -182,6 +186,7 @@ class Engine:
             self.state,
             stored,
             check=worker.check,
+            budget=self.budget,
         )
 
     def _commit(self, step: Step) -> None:
@@ -211,7 +216,7 @@ class Engine:
 
     def undo(self) -> None:
         """Back to the last whole step."""
-        self._loop = None
+        self._loop = self._context = None  # they hold the state of the step that failed
         if self.store is not None:
             self._install(self.restore(self.state.step))
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench import adapters, keys, quantisation, scoring, summary, trunk, worker
+from workbench import adapters, keys, layouts, quantisation, scoring, summary, trunk, worker
+from workbench.adapters import folding
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.loading import Loaded, load_parts, quiet
 from workbench.pieces import Pieces
@@ -231,7 +232,6 @@ class Policy:
         starts: Sequence[int],
         *,
         temperature: float = 1.0,
-        entropy: bool = True,
         needs: frozenset[str] = frozenset({"entropy"}),
         lines: Sequence[int] | None = None,
         groups: Sequence[int] | None = None,
@@ -239,19 +239,22 @@ class Policy:
         """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
 
         Results are (B, T) with T the longest scored part, differentiable unless under `torch.no_grad()`; see
-        `scoring.TokenScores`. `temperature` divides the logits. `needs`: see `scoring.statistics`; without
-        "entropy" in it the entropy is a number to look at, which spares its graph. `lines`: sequences with the same
-        number are laid end to end (see `workbench.lines`). `groups`: sequences with the same number share all tokens
-        before their start, which go through the trunk once (see `workbench.prefixes`). Raises DataError for a start below 1.
+        `scoring.TokenScores`. `temperature` divides the logits. `needs`: see `heads.statistics`; without "entropy" in
+        it the entropy is a number to look at, which spares its derivative. `lines`: sequences with the same number are
+        laid end to end (see `workbench.lines`). `groups`, where there are no lines: sequences with the same number
+        share all tokens before their start, which go through the trunk once (see `workbench.prefixes`). Raises
+        DataError for a start below 1 and for a group without a common prompt.
         """
-        batch = scoring.layout(sequences, starts, self.filler, self.device, lines)
-        return scoring.score(self.logits, batch, temperature, entropy, needs)
+        if groups is not None and lines is None:
+            batch = layouts.shared(sequences, starts, groups, self.filler, self.device)
+        else:
+            batch = layouts.layout(sequences, starts, self.filler, self.device, lines)
+        return scoring.score(self.model, batch, temperature, needs)
 
-    def logits(self, ids: Tensor, keep: int, positions: Tensor | None = None) -> Tensor:
-        """(P, keep, V) of the last `keep` places of `ids` (P, L); `positions` (P, L) where lines hold several texts."""
+    def logits(self, ids: Tensor, keep: int) -> Tensor:
+        """(B, keep, V) of the last `keep` places of `ids` (B, L)."""
         # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
-        apart = {} if positions is None else {"position_ids": positions}
-        return trunk.last_logits(self.model, keep, input_ids=ids, use_cache=False, **apart)[0]
+        return trunk.last_logits(self.model, keep, input_ids=ids, use_cache=False)[0]
 
     @worker.on_worker
     def score(self, prompts: Sequence[Any], completions: Sequence[Any], temperature: float = 1.0) -> Scores:
@@ -300,13 +303,21 @@ class Policy:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop_strings: Sequence[str] = (),
     ) -> Rollouts:
         """`n` completions of each prompt (a string, or a list of messages), as Rollouts grouped by prompt.
 
         The draws depend on `seed` and on a prompt's place in the list, and on nothing else: torch's random
         state is neither used nor moved, and a longer list starts with the same completions. `temperature` 0
-        is greedy. Recorded log-probs and entropies are those of softmax(logits / temperature), before top_k
-        and top_p.
+        is greedy. `top_p` keeps the likeliest tokens that hold this much probability (arXiv 1904.09751), `top_k` so
+        many of them, `min_p` those with this share of the likeliest one's (arXiv 2407.01082). `repetition_penalty`
+        lowers the logits of tokens that stand in the prompt or the completion (arXiv 1909.05858), `stop_strings` are
+        texts that end a completion, as the end token does.
+
+        Recorded log-probs and entropies are those of softmax(logits / temperature), the model's own: before top_k,
+        top_p and min_p, and without the penalty, which a trainer does not know of; so it makes samples off-policy.
 
         Raises SettingError for settings out of range, DataError for a prompt the model cannot take.
         """
@@ -322,6 +333,9 @@ class Policy:
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            stop_strings=stop_strings,
             keys=row_keys,
             check=worker.check,
         )
@@ -337,6 +351,9 @@ class Policy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop_strings: Sequence[str] = (),
         keys: Sequence[int],
         check: Callable[[], None] | None = None,
         on_token: Callable[[int, decoder.Drawn], None] | None = None,
@@ -347,11 +364,13 @@ class Policy:
         groups are numbered by the prompts' places. Raises SettingError and DataError as `sample` does.
         """
         decoder.check_whole("n", n, 1)
-        settings = decoder.Sampling(max_new_tokens, temperature, top_p, top_k).checked()
+        settings = decoder.Sampling(
+            max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, stop_strings
+        ).checked()
         if len(keys) != len(prompts) * n:
             raise SettingError(f"sample_prompts: {len(keys)} keys for {len(prompts)} prompts of {n} samples.")
         self.check_lengths(prompts, max_new_tokens)
-        with self.at_rest():
+        with self.at_rest(), folding.folded(self.model, max_new_tokens):
             drawn = decoder.decode(
                 self.model,
                 [prompt.ids for prompt in prompts],
@@ -360,9 +379,11 @@ class Policy:
                 settings,
                 stop_ids=self.stop_ids,
                 filler=self.filler,
+                text=self.text_of,
                 check=check,
                 on_token=on_token,
             )
+            self._note(decoder.why_plain(self.model, self.filler))
         each = [(p, s) for p in range(len(prompts)) for s in range(n)]
         return Rollouts(
             prompt=[prompts[p].text for p, _ in each],
@@ -379,6 +400,11 @@ class Policy:
             temperature=float(temperature),
             pieces=self.pieces.of([*(prompt.ids for prompt in prompts), *(d.ids for d in drawn)]),
         )
+
+    def _note(self, why_plain: str | None) -> None:
+        note = f"it is sampled without a cache, which is slower: {why_plain}"
+        if why_plain and note not in self.notes:
+            self.notes.append(note)
 
     def play(self, **settings: Any):
         """A chat box in a notebook: answers stream in, with and without the adapter side by side, tokens coloured.

@@ -1,25 +1,22 @@
-"""Scoring given tokens: log-probability, entropy and top-1 of each, from a model's logits. Pure functions of
-tensors.
+"""Scoring given tokens: log-probability, entropy and top-1 of each, and the likeliest alternatives.
 
-A sequence is scored from some position on: token t is predicted by the logits at position t - 1. Sequences
-are padded on the right, so under a causal mask no attention mask is needed: pads come after everything that
-counts. Several sequences may also be laid end to end in one line; their positions then start anew, by which the
-model keeps them apart (see `workbench.lines`). The scores have one row a sequence either way.
+Hidden states are gathered where a token is scored, and only those go through the head (`workbench.heads`), so that
+logits of a whole batch are never held. Models that cannot be cut into trunk and head give the logits of the positions
+that matter, as they come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from workbench.errors import DataError
-
-CHUNK = 1 << 24
-"""logits taken to float32 at a time (64 MiB); without gradients this bounds the memory of a score"""
+from workbench import heads, prompt_once, trunk
+from workbench.heads import statistics
+from workbench.layouts import Layout, Shared, take
 
 
 @dataclass
@@ -28,8 +25,8 @@ class TokenScores:
 
     logprob: Tensor
     """(B, T) nats, float32 (float64 for a float64 model); 0 where mask is False"""
-    entropy: Tensor | None
-    """(B, T) nats, of the whole next-token distribution; None if it was not asked for"""
+    entropy: Tensor
+    """(B, T) nats, of the whole next-token distribution; differentiable if that was asked for"""
     top1: Tensor
     """(B, T) bool: the token is the model's first choice"""
     mask: Tensor
@@ -57,151 +54,115 @@ class Scores:
         return f"<Scores: {len(self)} completions, {tokens} tokens, mean log-prob {mean:.3f} a token>"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """B sequences as one right-padded batch of P lines, and where in it the N scored tokens are."""
+@dataclass
+class Predictions:
+    """What predicts each of N tokens, before the head."""
 
-    ids: Tensor
-    """(P, L)"""
-    positions: Tensor | None
-    """(P, L) each token's place in its own sequence; None when each line is one sequence"""
-    row: Tensor
-    """(N,) the sequence of each scored token"""
-    line: Tensor
-    """(N,) the line it is in"""
-    position: Tensor
-    """(N,) the place in the line that predicts it, one before its own"""
-    column: Tensor
-    """(N,) its place among the scored tokens of its sequence"""
+    states: Tensor
+    """(N, D) hidden states; (N, V) logits of a model that cannot be cut"""
     target: Tensor
-    """(N,) its id"""
-    mask: Tensor
-    """(B, T) bool"""
-    first: int
-    """the first position that predicts a scored token; logits are needed from here on"""
+    """(N,)"""
+    halves: trunk.Trunk | None
 
-    @property
-    def keep(self) -> int:
-        """How many positions, counted from the end of the batch, need logits."""
-        return self.ids.shape[1] - self.first
+    def logits(self, part: slice) -> Tensor:
+        """(n, V) of some of the tokens, by the head as it is now."""
+        states = self.states[part]
+        return states if self.halves is None else self.halves.logits(states)
 
-
-def layout(
-    sequences: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    filler: int,
-    device: torch.device | str,
-    lines: Sequence[int] | None = None,
-) -> Layout:
-    """The batch for scoring `sequences[b][starts[b]:]`. Raises DataError for a start below 1.
-
-    `lines`: a number for each sequence; those with the same number are laid end to end, in order. None: each has
-    a line of its own.
-    """
-    if len(sequences) != len(starts):
-        raise DataError(
-            f"token_scores: {len(sequences)} sequences but {len(starts)} starts; give one start a sequence."
-        )
-    lengths = [len(s) for s in sequences]
-    for b, (length, start) in enumerate(zip(lengths, starts, strict=True)):
-        if start < 1 or start > length:
-            raise DataError(
-                f"token_scores: sequence {b} has {length} tokens and cannot be scored from token {start}: "
-                "nothing predicts a first token. Start between 1 and the length (an empty prompt needs a BOS "
-                "token)."
-            )
-    line_of, offset, widths = _end_to_end(lengths, range(len(lengths)) if lines is None else lines)
-    width = max(widths, default=0)
-    ids = torch.full((len(widths), width), filler, dtype=torch.long)  # (P, L)
-    positions = torch.zeros_like(ids)  # pads stay at 0: each is a sequence of its own, within any model's reach
-    for sequence, length, line, at in zip(sequences, lengths, line_of, offset, strict=True):
-        ids[line, at : at + length] = torch.as_tensor(sequence, dtype=torch.long)
-        positions[line, at : at + length] = torch.arange(length)
-    begin = torch.as_tensor(list(starts), dtype=torch.long)
-    count = torch.as_tensor(lengths, dtype=torch.long) - begin  # (B,)
-    columns = torch.arange(int(count.max()) if len(lengths) else 0)
-    mask = columns[None, :] < count[:, None]  # (B, T)
-    row, column = mask.nonzero(as_tuple=True)  # (N,)
-    line = torch.as_tensor(line_of, dtype=torch.long)[row]
-    position = torch.as_tensor(offset, dtype=torch.long)[row] + begin[row] + column - 1
-    target = ids[line, position + 1]
-    first = int(position.min()) if len(position) else max(width - 1, 0)
-    moved = [t.to(device) for t in (ids, positions, row, line, position, column, target, mask)]
-    if len(widths) == len(lengths):
-        moved[1] = None
-    return Layout(*moved, first=first)
+    def parts(self, vocab: int) -> Iterator[slice]:
+        """The tokens in parts of at most `heads.CHUNK` logits."""
+        size = max(1, heads.CHUNK // vocab)
+        return (slice(first, first + size) for first in range(0, len(self.target), size))
 
 
-def _end_to_end(lengths: Sequence[int], lines: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
-    """Per sequence its line (numbered from 0) and where it begins there; per line its width."""
-    number: dict[int, int] = {}
-    line_of, offset, widths = [], [], []
-    for length, name in zip(lengths, lines, strict=True):
-        line = number.setdefault(name, len(widths))
-        if line == len(widths):
-            widths.append(0)
-        line_of.append(line)
-        offset.append(widths[line])
-        widths[line] += length
-    return line_of, offset, widths
-
-
-def statistics(
-    logits: Tensor,
-    target: Tensor,
-    temperature: float = 1.0,
-    entropy: bool = True,
-    needs: frozenset[str] = frozenset(),
-) -> dict[str, Tensor]:
-    """`logprob` of `target`, `entropy` of the distribution, whether the target is its `top1`: each (N,).
-
-    `logits` (N, V) are divided by `temperature` (0 counts as 1: a greedy choice has no distribution of its
-    own) and normalised in float32, or in float64 if they are float64. `needs`: "entropy" makes the entropy
-    differentiable; "mean_logprob" and "log_sum_sq" add those (see `TokenScores`).
-    """
-    z = logits if logits.dtype == torch.float64 else logits.float()  # (N, V)
-    if temperature not in (0, 1):
-        z = z / temperature
-    normaliser = torch.logsumexp(z, dim=-1)  # (N,)
-    made = {"logprob": z.gather(-1, target[:, None])[:, 0] - normaliser, "top1": z.detach().argmax(-1) == target}
-    if entropy:
-        with torch.set_grad_enabled("entropy" in needs and torch.is_grad_enabled()):
-            logp = z - normaliser[:, None]  # (N, V)
-            made["entropy"] = -(logp.exp() * logp).sum(-1)
-    if "mean_logprob" in needs:
-        made["mean_logprob"] = z.mean(-1) - normaliser
-    if "log_sum_sq" in needs:
-        made["log_sum_sq"] = (torch.logsumexp(2 * z, dim=-1) - 2 * normaliser).detach()
-    return made
+def predictions(model: nn.Module, batch: Layout | Shared) -> Predictions:
+    """One pass of the trunk over the batch, of at least one scored token. A `Shared` batch takes a model that can be
+    cut."""
+    halves = trunk.of(model)
+    if isinstance(batch, Shared):
+        return Predictions(prompt_once.states(model, halves, batch), batch.target, halves)
+    apart = {} if batch.positions is None else {"position_ids": batch.positions}
+    if halves is None:
+        # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
+        logits = trunk.last_logits(model, batch.keep, input_ids=batch.ids, use_cache=False, **apart)[0]
+        return Predictions(logits[batch.line, batch.position - batch.first], batch.target, None)
+    hidden = halves.run(batch.ids, use_cache=False, **apart).last_hidden_state  # (P, L, D)
+    place = batch.line * hidden.shape[1] + batch.position
+    return Predictions(take(hidden.flatten(0, 1), place), batch.target, halves)
 
 
 def score(
-    forward: Callable[[Tensor, int, Tensor | None], Tensor],
-    batch: Layout,
-    temperature: float = 1.0,
-    entropy: bool = True,
-    needs: frozenset[str] = frozenset(),
+    model: nn.Module, batch: Layout | Shared, temperature: float = 1.0, needs: frozenset[str] = frozenset()
 ) -> TokenScores:
-    """Scores of a batch; `forward(ids (P, L), keep, positions)` gives the logits (P, keep, V) of the last `keep`
-    positions.
-    """
-    logits = forward(batch.ids, batch.keep, batch.positions) if batch.target.numel() else None
-    dtype = torch.float64 if logits is not None and logits.dtype == torch.float64 else torch.float32
-    parts = []
-    size = CHUNK if logits is None else max(1, CHUNK // logits.shape[-1])
-    for lines, position, target in zip(
-        batch.line.split(size), batch.position.split(size), batch.target.split(size), strict=True
-    ):
-        if logits is not None:
-            parts.append(statistics(logits[lines, position - batch.first], target, temperature, entropy, needs))
+    """Scores of a batch. `needs`: see `heads.statistics`."""
+    names = ["logprob", "entropy", "top1", *sorted(needs & {"mean_logprob", "log_sum_sq"})]
+    made = _made(model, batch, temperature, needs) if batch.target.numel() else {}
 
     def spread(name: str) -> Tensor:
-        kind = torch.bool if name == "top1" else dtype
-        out = torch.zeros(batch.mask.shape, dtype=kind, device=batch.mask.device)  # (B, T)
-        return out.index_put((batch.row, batch.column), torch.cat([p[name] for p in parts])) if parts else out
+        if name not in made:
+            return torch.zeros(batch.mask.shape, dtype=torch.bool if name == "top1" else None, device=batch.mask.device)
+        flat = made[name].new_zeros(batch.mask.numel())
+        return flat.index_copy(0, batch.row * batch.mask.shape[1] + batch.column, made[name]).view(batch.mask.shape)
 
-    wanted = ["logprob", "top1", *["entropy"] * entropy, *sorted(needs & {"mean_logprob", "log_sum_sq"})]
-    return TokenScores(**{"entropy": None} | {name: spread(name) for name in wanted}, mask=batch.mask)
+    return TokenScores(**{name: spread(name) for name in names}, mask=batch.mask)
+
+
+def _made(model: nn.Module, batch: Layout | Shared, temperature: float, needs: frozenset[str]) -> dict[str, Tensor]:
+    """The statistics of all scored tokens, each (N,)."""
+    ahead = predictions(model, batch)
+    if ahead.halves is not None:
+        return heads.of(ahead.halves, ahead.states, ahead.target, temperature, needs)
+    parts = ahead.parts(ahead.states.shape[1])
+    return heads.joined([statistics(ahead.states[p], ahead.target[p], temperature, needs) for p in parts])
+
+
+def gather(scored: Callable[[int], TokenScores], parts: Sequence[Sequence[int]], rows: int, width: int) -> TokenScores:
+    """The scores of all micro-batches as one table (rows, width) each.
+
+    `parts`: the rows of each micro-batch; `scored(number)`: its scores, of at most `width` tokens a row.
+    """
+    tables: dict[str, Tensor] = {}
+    for number, mine in enumerate(parts):
+        for name, values in vars(scored(number)).items():
+            if values is not None:
+                table = tables.setdefault(name, values.new_zeros(rows, width))
+                table[mine, : values.shape[1]] = values
+    return TokenScores(**tables)
+
+
+@dataclass
+class Alternatives:
+    """Of T tokens what else could have stood there."""
+
+    logprob: Tensor
+    """(T,) nats, of the token itself"""
+    entropy: Tensor
+    """(T,) nats"""
+    rank: Tensor
+    """(T,) how many tokens were likelier"""
+    top_ids: Tensor
+    """(T, k) the likeliest, first one first"""
+    top_logprob: Tensor
+    """(T, k) nats"""
+
+
+def alternatives(ahead: Predictions, vocab: int, k: int, temperature: float = 1.0) -> Alternatives:
+    """The `k` likeliest tokens at each place, without gradients; a part of the logits at a time."""
+    done = []
+    with torch.no_grad():
+        for part in ahead.parts(vocab):
+            logp, ids = softened(ahead.logits(part), temperature), ahead.target[part, None]
+            own, top = logp.gather(-1, ids), logp.topk(min(k, logp.shape[-1]))
+            rank = (logp > own).sum(-1)
+            spread = -torch.linalg.vecdot(logp.exp(), logp)
+            done.append((own[:, 0], spread, rank, top.indices, top.values))
+    return Alternatives(*(torch.cat(values) for values in zip(*done, strict=True)))
+
+
+def softened(logits: Tensor, temperature: float) -> Tensor:
+    """Log-probs (N, V) of softmax(logits / temperature), float32 (float64 of a float64 model); 0 counts as 1."""
+    z = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(z if temperature in (0, 1) else z / temperature, -1)
 
 
 def divergence(policy: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

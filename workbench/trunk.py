@@ -72,6 +72,14 @@ def last_logits(model: torch.nn.Module, keep: int, **inputs: Any) -> tuple[Tenso
     return output.logits[:, -keep:], output
 
 
+def has_dropout(model: torch.nn.Module) -> bool:
+    """Whether any dropout of the model is on (modules; attention dropout stands in the config)."""
+    config = getattr(model, "config", None)
+    if getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
+        return True
+    return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
+
+
 @contextmanager
 def _in_place_of(trunk: nn.Module, output: Any) -> Iterator[None]:
     """Within the block the module `trunk` computes nothing and returns `output`."""

@@ -5,73 +5,28 @@ Normalisers are global to the update, so how its rows are split into micro-batch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import lines, objectives, optimiser, recompute, worker
+from workbench import lines, objectives, optimiser, precision, prefixes, recompute, worker
+from workbench.adapters import fused
 from workbench.errors import RunError, SettingError
 from workbench.keys import key, torch_seed
+from workbench.micro_batches import Batch
 from workbench.schedule import learning_rate
-from workbench.scoring import TokenScores
+from workbench.scoring import TokenScores, gather
 from workbench.settings import Settings
 from workbench.state import State
+from workbench.trunk import has_dropout
 
-LOGITS_BUDGET = 2**30
-"""bytes of float32 logits that a micro-batch of unnamed size may hold"""
-TOKENS_BUDGET = 8192
-"""and tokens, padding included"""
 DIFFERENTIABLE = ("logprob", "entropy", "mean_logprob")
 """the scores through which a loss can reach the weights"""
-
-
-@dataclass
-class Batch:
-    """The rows of one update.
-
-    sequences  token ids of prompt and completion, one list a row
-    starts     the first scored position of each row; everything from there on is scored
-    columns    per row: a number, or one number per scored token
-    unit       rows that belong together and are never split (2 for preference pairs)
-    lines      a number for each row: rows with the same number are laid end to end in one line and are a unit;
-               only for models that keep them apart (see `workbench.lines`). None: a line for each row
-    """
-
-    sequences: list[list[int]]
-    starts: list[int]
-    columns: dict[str, Sequence] = field(default_factory=dict)
-    unit: int = 1
-    lines: list[int] | None = None
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def take(self, rows: Sequence[int]) -> Batch:
-        return Batch(
-            [self.sequences[i] for i in rows],
-            [self.starts[i] for i in rows],
-            {name: [values[i] for i in rows] for name, values in self.columns.items()},
-            self.unit,
-            None if self.lines is None else [self.lines[i] for i in rows],
-        )
-
-    def units(self) -> list[list[int]]:
-        """The rows of each unit, in order."""
-        if self.lines is None:
-            return [list(range(i, i + self.unit)) for i in range(0, len(self), self.unit)]
-        made: dict[int, list[int]] = {}
-        for row, line in enumerate(self.lines):
-            made.setdefault(line, []).append(row)
-        return list(made.values())
-
-    def scored(self) -> list[int]:
-        """Scored tokens per row."""
-        return [len(ids) - start for ids, start in zip(self.sequences, self.starts, strict=True)]
 
 
 @dataclass
@@ -80,30 +35,6 @@ class Outcome:
 
     loss: float
     metrics: dict[str, float]
-
-
-def plan(batch: Batch, size: int | None, vocab: int) -> list[list[int]]:
-    """Rows of each micro-batch, in order; units stay whole.
-
-    `size`: units a micro-batch. None: as many as keep lines x longest line under TOKENS_BUDGET and their logits
-    under LOGITS_BUDGET, at least one.
-    """
-    most = min(TOKENS_BUDGET, LOGITS_BUDGET // (4 * vocab))
-    units = batch.units()
-    if size is not None:
-        return [sum(units[i : i + size], []) for i in range(0, len(units), size)]
-    made: list[list[int]] = []
-    count = longest = 0
-    for unit in units:
-        lengths = [len(batch.sequences[i]) for i in unit]
-        more, length = (len(unit), max(lengths)) if batch.lines is None else (1, sum(lengths))
-        if made and (count + more) * max(longest, length) <= most:
-            made[-1] += unit
-            count, longest = count + more, max(longest, length)
-        else:
-            made.append(list(unit))
-            count, longest = more, length
-    return made
 
 
 def columns_of(batch: Batch, like: Tensor) -> dict[str, Tensor]:
@@ -135,6 +66,7 @@ def gradients(
     grad: bool = True,
     padding_free: bool = False,
     gradient_checkpointing: bool = False,
+    bf16: bool = False,
 ) -> Outcome:
     """Loss and metrics of `batch`; with `grad`, its gradients are left in the `.grad` of the trained parameters.
 
@@ -154,23 +86,42 @@ def gradients(
             seeded(key(dropout_key, number), policy.device) if dropout else nullcontext(),
             torch.set_grad_enabled(grad),
         ):
+            laid = laid_out(policy, part, padding_free)
             return part, policy.token_scores(
-                part.sequences,
-                part.starts,
-                temperature=temperature,
-                needs=objective.needs,
-                lines=lines.of(policy, list(map(len, part.sequences)), part.lines, padding_free),
+                part.sequences, part.starts, temperature=temperature, needs=objective.needs, **laid
             )
 
+    with _ready(model, train_mode and grad, gradient_checkpointing and grad), computing(model, bf16):
+        if objective.coupled and len(micro_batches) > 1:
+            return _together(batch, objective, totals, micro_batches, scored, grad)
+        return _one_by_one(objective, totals, len(micro_batches), scored, grad)
+
+
+@contextmanager
+def _ready(model: torch.nn.Module, train: bool, gradient_checkpointing: bool) -> Iterator[None]:
+    """The model as an update needs it; afterwards it is as it was. Whatever surrounds an update is entered here."""
     was_training = model.training
-    model.train(train_mode and grad)
+    model.train(train)
     try:
-        with recompute.recomputing(model) if gradient_checkpointing and grad else nullcontext():
-            if objective.coupled and len(micro_batches) > 1:
-                return _together(batch, objective, totals, micro_batches, scored, grad)
-            return _one_by_one(objective, totals, len(micro_batches), scored, grad)
+        with recompute.recomputing(model) if gradient_checkpointing else nullcontext():
+            yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def computing(model: torch.nn.Module, bf16: bool) -> Iterator[None]:
+    """How updates, and the scores that they are compared with, go through the model: its LoRA layers as one operation
+    each, and with `bf16` in mixed precision."""
+    with precision.mixed(model, bf16), fused.linears(model):
+        yield
+
+
+def laid_out(policy, part: Batch, padding_free: bool) -> dict[str, list[int] | None]:
+    """How the rows of a micro-batch go through the model, for `policy.token_scores`: several in a line, or prompts that
+    rows share once."""
+    laid = lines.of(policy, part.lengths(), part.lines, padding_free)
+    return {"lines": laid, "groups": None if laid is not None else prefixes.of(policy, part.sequences, part.starts)}
 
 
 def _one_by_one(objective, totals, count: int, scored, grad: bool) -> Outcome:
@@ -192,7 +143,7 @@ def _together(batch: Batch, objective, totals, micro_batches, scored, grad: bool
 
     Exact for any objective, at the price of a second pass through the model.
     """
-    whole = _gather(batch, micro_batches, lambda number: scored(number, False)[1])
+    whole = gather(lambda number: scored(number, False)[1], micro_batches, len(batch), max(batch.scored()))
     leaves = [name for name in DIFFERENTIABLE if name == "logprob" or name in objective.needs]
     for name in leaves:
         getattr(whole, name).requires_grad_(grad)
@@ -207,25 +158,6 @@ def _together(batch: Batch, objective, totals, micro_batches, scored, grad: bool
                 [getattr(scores, name) for name in leaves], [flowing[name][rows, :width] for name in leaves]
             )
     return Outcome(float(loss.detach()), {"loss": float(loss.detach()), **objectives.finish(metrics)})
-
-
-def _gather(batch: Batch, micro_batches: list[list[int]], score: Callable[[int], TokenScores]) -> TokenScores:
-    """The scores of all micro-batches as one (B, T) table each, rows in the batch's order."""
-    width, tables = max(batch.scored()), {}
-    for number, rows in enumerate(micro_batches):
-        for name, values in vars(score(number)).items():
-            if values is not None:
-                table = tables.setdefault(name, values.new_zeros(len(batch), width))
-                table[rows, : values.shape[1]] = values
-    return TokenScores(**{"entropy": None} | tables)
-
-
-def has_dropout(model: torch.nn.Module) -> bool:
-    """Whether any dropout of the model is on (modules; attention dropout stands in the config)."""
-    config = getattr(model, "config", None)
-    if getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
-        return True
-    return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
 
 
 @contextmanager
@@ -262,6 +194,9 @@ def apply(policy, state: State, settings: Settings, step: int) -> dict[str, floa
 def check(policy, settings: Settings) -> None:
     """Raises SettingError, before any work, for what this model or this machine cannot do."""
     optimiser.check(policy.params(), settings)
+    precision.check(policy, settings.bf16)
+    if settings.bf16:
+        prefixes.takes_prompts_once(policy)  # tried now, in full precision: that is what its tolerance is for
     if settings.gradient_checkpointing and not recompute.layers(policy.model):
         raise SettingError(
             f"gradient_checkpointing=True: {policy.origin.model} has no layers that can be recomputed. Leave it out;"

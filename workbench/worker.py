@@ -14,6 +14,7 @@ import os
 import queue
 import sys
 import threading
+import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Generator
@@ -70,6 +71,7 @@ class Worker:
             try:
                 job.result = job.call()
             except BaseException as error:  # raised again in the thread that waits
+                let_go(error)
                 job.error = error
             finally:
                 self.current = None
@@ -167,6 +169,21 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, UserWarning, stacklevel=level)
+
+
+def let_go(error: BaseException) -> None:
+    """Have the frames that `error` came through forget their locals, tensors among them; it still says where it was.
+
+    Whoever keeps an error (a notebook keeps the last one) would keep them alive. Frames that still run are spared.
+    """
+    waiting, seen = [error], set()
+    while waiting:
+        one = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        waiting += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
 
 
 def noted() -> list[str]:

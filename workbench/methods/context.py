@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from workbench import keys, lines, update
+from workbench import keys, micro_batches, out_of_memory, prefixes, update, worker
+from workbench.errors import RunError
+from workbench.micro_batches import Budget
 from workbench.sampling.rollouts import Rollouts
 from workbench.settings import Settings
 from workbench.state import State
@@ -59,6 +62,8 @@ class Context:
     """the run's state, for evaluations and previews: a reference that moves stands there"""
     replay: Replay | None = None
     check: Callable[[], None] = lambda: None
+    budget: Budget = field(default_factory=Budget)
+    """the tokens that fit into a micro-batch"""
     plans: dict[str, list[list[int]]] = field(default_factory=dict)
     """the micro-batches (row numbers) of each pass through the model in this step, by what the pass is for"""
 
@@ -88,49 +93,146 @@ class Context:
     ) -> update.Outcome:
         """One optimiser update on `batch`; `number` counts the updates within the step."""
         outcome = self.look(batch, objective, totals, f"update {number}", keys.key("step", step, number), **how)
-        outcome.metrics |= update.apply(self.policy, state, self.settings, step)
-        return outcome
+        try:
+            outcome.metrics |= update.apply(self.policy, state, self.settings, step)
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory.recognised(error):
+                raise
+            said = out_of_memory.clean_up(error, self.policy.model)
+        else:
+            return outcome
+        raise RunError(
+            f"Memory ran out in the optimiser's step, {self.settings.optim} ({said}). Moments of 8 bits take a quarter"
+            " (optim='adamw_8bit'), 'sgd' has none, and an adapter, or one of a smaller rank, has fewer parameters."
+        )
 
     def look(self, batch: update.Batch, objective, totals, purpose: str, dropout: int = 0, **how) -> update.Outcome:
         """Loss, metrics and gradients of `batch`, without the optimiser; `dropout` keys its draws."""
         how.setdefault("train_mode", not self.settings.disable_dropout)
         how.setdefault("padding_free", self.settings.padding_free)
         how.setdefault("gradient_checkpointing", self.settings.gradient_checkpointing)
-        return update.gradients(
-            self.policy,
-            batch,
-            objective,
-            totals,
-            micro_batches=self.plan(batch, purpose),
-            dropout_key=keys.key(self.settings.seed, "dropout", dropout),
-            check=self.check,
-            **how,
-        )
-
-    def plan(self, batch: update.Batch, purpose: str) -> list[list[int]]:
-        """The micro-batches for `purpose`: the stored ones when the step is replayed."""
-        stored = self.replay.plans.get(purpose) if self.replay is not None else None
-        made = stored or update.plan(batch, self.settings.micro_batch_size, self.policy.vocab_size)
-        self.plans[purpose] = made
-        return made
+        how.setdefault("bf16", self.settings.bf16)
+        how["dropout_key"] = keys.key(self.settings.seed, "dropout", dropout)
+        work = partial(update.gradients, self.policy, batch, objective, totals, **how)
+        return self.fitting(batch, purpose, work, how.get("grad", True))
 
     def logprobs(self, batch: update.Batch, purpose: str, temperature: float = 1.0) -> list[list[float]]:
         """Per row the log-probs (nats) of its scored tokens under the weights the policy holds; no gradient."""
-        return self.scored(batch, self.plan(batch, purpose), temperature)
+        return self.fitting(batch, purpose, partial(self.scored, batch, temperature=temperature), grad=False)
 
     def scored(
-        self, batch: update.Batch, micro_batches: list[list[int]], temperature: float = 1.0
+        self,
+        batch: update.Batch,
+        micro_batches: list[list[int]],
+        check: Callable[[], None] | None = None,
+        temperature: float = 1.0,
     ) -> list[list[float]]:
-        """The same in given micro-batches, which the step's record does not keep."""
+        """The same in given micro-batches; `check` is called before each."""
         made: list[list[float]] = [[] for _ in range(len(batch))]
-        with torch.no_grad():
+        with torch.no_grad(), update.computing(self.policy.model, self.settings.bf16):
             for rows in micro_batches:
-                self.check()
+                (check or self.check)()
                 part = batch.take(rows)
-                laid = lines.of(self.policy, list(map(len, part.sequences)), part.lines, self.settings.padding_free)
                 scores = self.policy.token_scores(
-                    part.sequences, part.starts, temperature=temperature, entropy=False, lines=laid
+                    part.sequences,
+                    part.starts,
+                    temperature=temperature,
+                    needs=frozenset(),
+                    **update.laid_out(self.policy, part, self.settings.padding_free),
                 )
                 for i, row, count in zip(rows, scores.logprob.double().cpu(), part.scored(), strict=True):
                     made[i] = row[:count].tolist()
         return made
+
+    # -- micro-batches ---------------------------------------------------------------------------------------
+
+    def plan(self, batch: update.Batch, purpose: str, grad: bool = True) -> list[list[int]]:
+        """The micro-batches for `purpose`: the stored ones when the step is replayed."""
+        stored = self.replay.plans.get(purpose) if self.replay is not None else None
+        return self._noted(purpose, stored or self._planned(batch, grad))
+
+    def fitting(
+        self,
+        batch: update.Batch,
+        purpose: str | None,
+        work: Callable[..., Any],
+        grad: bool = True,
+        first: list[list[int]] | None = None,
+    ) -> Any:
+        """What `work(micro_batches=, check=)` returns, which calls `check()` before each micro-batch.
+
+        Where memory runs out the same work is done again in smaller micro-batches, and what fitted holds for the rest
+        of the run. `first`: the micro-batches to begin with, for work that has no purpose on record. Raises RunError
+        where a row (pair, pack) alone does not fit.
+        """
+        plan, tried = first or self.plan(batch, purpose, grad), []
+        while True:
+            begun: list[None] = []
+            try:
+                made = work(micro_batches=plan, check=partial(_count, self.check, begun))
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory.recognised(error):
+                    raise
+                said = out_of_memory.clean_up(error, self.policy.model)
+            else:
+                break
+            # work may go through the micro-batches twice
+            tokens, units = self._size(batch, plan[max(0, len(begun) - 1) % len(plan)])
+            tried.append(tokens)
+            if units == 1:
+                raise RunError(self._too_large(batch, tried, said, grad))
+            self.budget.lower(tokens // 2, grad)
+            plan = self._noted(purpose, self._planned(batch, grad))
+        if tried:
+            worker.warn(
+                f"Memory ran out in a micro-batch of {tried[0]} tokens, so this was done again in smaller ones, with"
+                f" the same result. From now on this run puts no more than {tried[-1] // 2} tokens through the model at"
+                " once."
+            )
+        return made
+
+    def _noted(self, purpose: str | None, plan: list[list[int]]) -> list[list[int]]:
+        if purpose is not None:
+            self.plans[purpose] = plan
+        return plan
+
+    def _planned(self, batch: update.Batch, grad: bool) -> list[list[int]]:
+        most = self.budget.tokens(self.policy, self.settings, grad)
+        rate = micro_batches.rate_of(self.policy, self.settings.padding_free)
+        shared = self._shared(batch)
+        return micro_batches.plan(batch, self.settings.micro_batch_size, most, rate=rate, shared=shared)
+
+    def _shared(self, batch: update.Batch) -> list[int] | None:
+        """The prompts that rows may share: none where they are laid end to end."""
+        if self.settings.padding_free or batch.lines is not None:
+            return None
+        return prefixes.of(self.policy, batch.sequences, batch.starts)
+
+    def _size(self, batch: update.Batch, rows: list[int]) -> tuple[int, int]:
+        """Tokens and units of a micro-batch."""
+        part = batch.take(rows)
+        units = micro_batches.units_of(part, self._shared(part))
+        return micro_batches.tokens_of(units, self.settings.padding_free), len(units)
+
+    def _too_large(self, batch: update.Batch, tried: list[int], said: str, grad: bool) -> str:
+        what = "pack" if batch.lines is not None else {1: "row", 2: "pair"}.get(batch.unit, "unit of rows")
+        before = ", ".join(str(tokens) for tokens in tried[:-1])
+        longest = "max_new_tokens" if hasattr(self.settings, "group_size") else "max_length"
+        advice = [
+            *["gradient_checkpointing=True"] * (grad and not self.settings.gradient_checkpointing),
+            f"a smaller {longest}",
+            *["a smaller rank r of the adapter"] * (grad and self.policy.has_adapter),
+            *["an adapter, policy.attach(wb.LoRA())"] * (grad and not self.policy.has_adapter),
+            *["wb.load(..., quantize='nf4')"] * (not self.policy.origin.quantize),
+        ]
+        return (
+            f"Memory ran out on a single {what} of {tried[-1]} tokens"
+            + (f", after micro-batches of {before} tokens had not fitted either" if before else "")
+            + f" ({said}). What takes less: {'; '.join(advice)}."
+        )
+
+
+def _count(check: Callable[[], None], begun: list[None]) -> None:
+    """One more micro-batch begins. (A function of its own: the frames of an error keep closures alive.)"""
+    check()
+    begun.append(None)

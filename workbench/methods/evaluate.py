@@ -110,6 +110,9 @@ def sample(ctx: Context, prepared, drawn: list[tuple[int, int]], n: int, purpose
         temperature=settings.temperature,
         top_p=settings.top_p,
         top_k=settings.top_k,
+        min_p=settings.min_p or 0.0,
+        repetition_penalty=settings.repetition_penalty,
+        stop_strings=settings.stop_strings or (),
         keys=seeds,
         check=ctx.check,
     )

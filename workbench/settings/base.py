@@ -56,8 +56,9 @@ class Settings:
     seed: int = knob(0, fixed=True)
     """seed of the order of rows, of sampling and of dropout"""
     micro_batch_size: int | None = knob(None, at_least=1)
-    """rows (DPO: pairs) that go through the model at once; None: as many as keep the logits under 1 GiB.
-    It never changes a result (but for the draws of dropout), only memory and time"""
+    """rows (DPO: pairs) that go through the model at once; None: as many as are fastest and fit into memory, rows of
+    like length together. Where memory runs out the update is done again in smaller ones. It never changes a result (but
+    for the draws of dropout), only memory and time"""
     optim: str = knob("adamw_torch", choices=OPTIMISERS, hints=ADAMW | dict.fromkeys(PAGED, NOT_PAGED))
     """the optimiser: 'adamw_torch' (moments in the parameters' precision), 'adamw_torch_fused' (one kernel for all of
     it), 'adamw_8bit' or 'adamw_bnb_8bit' (the same: bitsandbytes' AdamW with 8-bit moments), 'adafactor', 'sgd' or
@@ -87,6 +88,9 @@ class Settings:
     gradient_checkpointing: bool = False
     """compute each layer's activations again in the backward pass instead of keeping them: less memory, about a
     third more time, the same numbers"""
+    bf16: bool = False
+    """bfloat16 mixed precision: the layers compute in bfloat16; weights, optimiser, logits and losses stay float32.
+    Faster, with gradients about 1 % off. For CPUs with AMX or AVX512-BF16 and for GPUs; sampling keeps float32"""
     padding_free: bool = False
     """lay rows end to end instead of padding each to the longest: less memory and time where lengths differ, the same
     numbers (but for the draws of dropout). Only for models that keep documents apart by position ids"""
@@ -109,6 +113,15 @@ class Settings:
     """sample among the fewest likeliest tokens that together have this probability; 1: all"""
     top_k: int = knob(0, at_least=0)
     """sample among the k likeliest tokens only; 0: all"""
+    min_p: float | None = knob(None, at_least=0.0, at_most=1.0)
+    """sample among the tokens that have at least this share of the likeliest one's probability (Nguyen et al. 2024,
+    arXiv 2407.01082); None: all"""
+    repetition_penalty: float = knob(1.0, above=0.0)
+    """divide positive logits of tokens that stand in the prompt or the completion so far by it, and multiply negative
+    ones (Keskar et al. 2019, arXiv 1909.05858). Log-probs are recorded, and trained on, without it, so that samples are
+    off-policy by as much as it changes; 1: none"""
+    stop_strings: tuple[str, ...] | None = None
+    """texts that end a completion, e.g. ["\\n\\nQ:"]; it keeps the tokens up to and with the one that completed it"""
     shuffle_dataset: bool = True
     """draw the rows of each epoch in a new order; False: in the order given"""
 

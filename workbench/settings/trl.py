@@ -46,7 +46,7 @@ SPELT: dict[str, Answer] = {
     ),
     "gradient_accumulation_steps": Answer("micro_batch_size", "batch_size / micro_batch_size; never changes a result"),
     "per_device_eval_batch_size": Answer("micro_batch_size", "of training and evaluation alike"),
-    "auto_find_batch_size": Answer("micro_batch_size", "left at None it follows from the logits' size"),
+    "auto_find_batch_size": Answer("micro_batch_size", "at None it finds itself, and falls where memory runs out"),
     "num_generations": Answer("group_size", "completions per prompt"),
     "generation_batch_size": Answer("prompts_per_step and group_size", "their product"),
     "max_completion_length": Answer("max_new_tokens", "the same"),
@@ -63,9 +63,8 @@ SPELT: dict[str, Answer] = {
     "model_init_kwargs": Answer("the arguments of wb.load", "dtype, device, revision, quantize"),
     "quantization_config": Answer("wb.load(..., quantize='nf4')", "or 'int8', or a BitsAndBytesConfig"),
     "peft_config": Answer("policy.attach(config) before the run", "wb.LoRA(...) or any peft config"),
-    "bf16": Answer("wb.load(..., dtype='bfloat16')", "the model's own precision; no autocast over float32 weights"),
     "fp16": Answer("wb.load(..., dtype='float16')", "the model's own precision; no loss scaling"),
-    "bf16_full_eval": Answer("wb.load(..., dtype='bfloat16')", "evaluation is in the model's precision"),
+    "bf16_full_eval": Answer("bf16", "held-out losses are computed as the updates are"),
     "fp16_full_eval": Answer("wb.load(..., dtype='float16')", "evaluation is in the model's precision"),
     "use_cpu": Answer("wb.load(..., device='cpu')", "the run is where the model is"),
     "ref_model": Answer(
@@ -99,6 +98,9 @@ SPELT: dict[str, Answer] = {
     "push_to_hub": Answer("run.push('name/repo')", "when you say so"),
     "hub_model_id": Answer("run.push('name/repo')", _HUB),
     "hub_private_repo": Answer("run.push('name/repo', private=True)", _HUB),
+    "generation_kwargs": Answer(
+        "stop_strings", "and temperature, top_p, top_k, min_p, repetition_penalty; there is no beam search"
+    ),
     "generate_during_eval": Answer("eval_dataset=wb.Task(...)", "a Task is sampled and scored, rows give a loss"),
     "optim_args": Answer("adam_beta1, adam_beta2, adam_epsilon", "other optimisers run with transformers' defaults"),
     # sampler and trainer that disagree: there is no vLLM, but other precision or a quantised sampler
@@ -162,9 +164,6 @@ _WITHOUT = {
         " vllm_model_impl vllm_server_base_url vllm_server_host vllm_server_port vllm_server_timeout"
         " vllm_structured_outputs_regex vllm_tensor_parallel_size use_transformers_continuous_batching"
         " use_transformers_paged transformers_continuous_batching_config rollout_func"
-    ),
-    "sampling knows temperature, top_p and top_k, so that log-probs stay those of the sampled distribution": (
-        "min_p repetition_penalty generation_kwargs"
     ),
     "logits are normalised in float32 always; the head computes in the model's precision": "cast_lm_head_to_fp32",
     "no kernels of other projects replace the model's": "use_liger_kernel liger_kernel_config",

@@ -1,0 +1,232 @@
+"""Where the scored tokens of several sequences lie: one batch of lines, or prompts and what follows them apart.
+
+A sequence is scored from some position on: token t is predicted by the hidden state at position t - 1. Sequences are
+padded on the right, so under a causal mask no attention mask is needed: pads come after everything that counts.
+Several sequences may also be laid end to end in one line; their positions then start anew, by which the model keeps
+them apart (see `workbench.lines`). Or those that begin with the same prompt have it once, and their own tokens in
+lines of their own (see `workbench.prefixes`). The scores have one row a sequence either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """B sequences as one right-padded batch of P lines, and where in it the N scored tokens are."""
+
+    ids: Tensor
+    """(P, L)"""
+    positions: Tensor | None
+    """(P, L) each token's place in its own sequence; None when each line is one sequence"""
+    row: Tensor
+    """(N,) the sequence of each scored token"""
+    line: Tensor
+    """(N,) the line it is in"""
+    position: Tensor
+    """(N,) the place in the line that predicts it, one before its own"""
+    column: Tensor
+    """(N,) its place among the scored tokens of its sequence"""
+    target: Tensor
+    """(N,) its id"""
+    mask: Tensor
+    """(B, T) bool"""
+    first: int
+    """the first position that predicts a scored token; logits are needed from here on"""
+
+    @property
+    def keep(self) -> int:
+        """How many positions, counted from the end of the batch, need logits."""
+        return self.ids.shape[1] - self.first
+
+
+@dataclass(frozen=True)
+class Shared:
+    """B sequences as a batch of their G prompts and one of what follows, both right-padded.
+
+    Tokens are in the order of `order`: the sequences of the first prompt, then those of the second, and so on. First
+    come the B' tokens that a prompt predicts (of the sequences that have any), then the others, row by row.
+    """
+
+    prompts: Tensor
+    """(G, P)"""
+    lengths: list[int]
+    """of the prompts"""
+    counts: list[int]
+    """sequences a prompt"""
+    ids: Tensor
+    """(B, T - 1) what follows the prompt, without the last token, which predicts nothing"""
+    positions: Tensor
+    """(B, T - 1) places in the sequence"""
+    allowed: Tensor
+    """(B, T - 1, P + T - 1) bool: which tokens of the prompt and of the sequence may be looked at"""
+    seen: Tensor
+    """(B, P + T - 1) the places in the sequence of what may be looked at"""
+    begun: Tensor
+    """(B',) the sequences, in `order`, that have a scored token"""
+    place: Tensor
+    """(N - B',) of the scored tokens but the first of each sequence: what predicts them, in `ids` laid flat"""
+    row: Tensor
+    """(N,) the sequence, as given"""
+    column: Tensor
+    """(N,)"""
+    target: Tensor
+    """(N,)"""
+    mask: Tensor
+    """(B, T) bool, sequences as given"""
+
+
+def checked(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+    """Raises DataError for a start that nothing comes before."""
+    if len(sequences) != len(starts):
+        raise DataError(
+            f"token_scores: {len(sequences)} sequences but {len(starts)} starts; give one start a sequence."
+        )
+    for b, (sequence, start) in enumerate(zip(sequences, starts, strict=True)):
+        if start < 1 or start > len(sequence):
+            raise DataError(
+                f"token_scores: sequence {b} has {len(sequence)} tokens and cannot be scored from token {start}: "
+                "nothing predicts a first token. Start between 1 and the length (an empty prompt needs a BOS "
+                "token)."
+            )
+
+
+def layout(
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    filler: int,
+    device: torch.device | str,
+    lines: Sequence[int] | None = None,
+) -> Layout:
+    """The batch for scoring `sequences[b][starts[b]:]`. Raises DataError for a start below 1.
+
+    `lines`: a number for each sequence; those with the same number are laid end to end, in order. None: each has
+    a line of its own.
+    """
+    checked(sequences, starts)
+    lengths = [len(s) for s in sequences]
+    line_of, offset, widths = _end_to_end(lengths, range(len(lengths)) if lines is None else lines)
+    width = max(widths, default=0)
+    ids = torch.full((len(widths), width), filler, dtype=torch.long)  # (P, L)
+    positions = torch.zeros_like(ids)  # pads stay at 0: each is a sequence of its own, within any model's reach
+    for sequence, length, line, at in zip(sequences, lengths, line_of, offset, strict=True):
+        ids[line, at : at + length] = torch.as_tensor(sequence, dtype=torch.long)
+        positions[line, at : at + length] = torch.arange(length)
+    begin = torch.as_tensor(list(starts), dtype=torch.long)
+    count = torch.as_tensor(lengths, dtype=torch.long) - begin  # (B,)
+    columns = torch.arange(int(count.max()) if len(lengths) else 0)
+    mask = columns[None, :] < count[:, None]  # (B, T)
+    row, column = mask.nonzero(as_tuple=True)  # (N,)
+    line = torch.as_tensor(line_of, dtype=torch.long)[row]
+    position = torch.as_tensor(offset, dtype=torch.long)[row] + begin[row] + column - 1
+    target = ids[line, position + 1]
+    first = int(position.min()) if len(position) else max(width - 1, 0)
+    moved = [t.to(device) for t in (ids, positions, row, line, position, column, target, mask)]
+    if len(widths) == len(lengths):
+        moved[1] = None
+    return Layout(*moved, first=first)
+
+
+def _end_to_end(lengths: Sequence[int], lines: Sequence[int]) -> tuple[list[int], list[int], list[int]]:
+    """Per sequence its line (numbered from 0) and where it begins there; per line its width."""
+    number: dict[int, int] = {}
+    line_of, offset, widths = [], [], []
+    for length, name in zip(lengths, lines, strict=True):
+        line = number.setdefault(name, len(widths))
+        if line == len(widths):
+            widths.append(0)
+        line_of.append(line)
+        offset.append(widths[line])
+        widths[line] += length
+    return line_of, offset, widths
+
+
+def shared(
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    groups: Sequence[int],
+    filler: int,
+    device: torch.device | str,
+) -> Shared:
+    """The two batches for scoring `sequences[b][starts[b]:]`, where sequences with the same number in `groups` begin
+    with the same tokens, up to their start. Raises DataError where they do not, and for a start below 1."""
+    checked(sequences, starts)
+    members: dict[int, list[int]] = {}
+    for b, group in enumerate(groups):
+        members.setdefault(group, []).append(b)
+    prompts = [list(sequences[rows[0]][: starts[rows[0]]]) for rows in members.values()]
+    for prompt, (group, rows) in zip(prompts, members.items(), strict=True):
+        if any(list(sequences[b][: starts[b]]) != prompt for b in rows):
+            raise DataError(f"token_scores: the sequences of group {group} do not begin with the same prompt.")
+    order = [b for rows in members.values() for b in rows]
+    counts = [len(rows) for rows in members.values()]
+    rest = [list(sequences[b][starts[b] :]) for b in order]
+    number = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))  # (B,) the prompt of each row
+    lengths = torch.tensor([len(p) for p in prompts])
+    long, width = int(lengths.max()), max(map(len, rest))
+    begun = torch.tensor([i for i, tokens in enumerate(rest) if tokens], dtype=torch.long)
+    follow = torch.tensor([len(tokens) for tokens in rest])  # (B,)
+    steps = torch.arange(max(width - 1, 0))  # of the tokens that predict something, in their line
+    mine = steps[None, :] < follow[:, None] - 1  # (B, T - 1)
+    before = lengths[number]  # (B,)
+    row, step = mine.nonzero(as_tuple=True)
+    target = _padded(rest, max(width, 1), filler)  # (B, T)
+    ids = target[:, : len(steps)]
+    prompt_places = torch.arange(long)[None, :].expand(len(order), -1)  # (B, P)
+    positions = before[:, None] + steps  # (B, T - 1)
+    ahead = (prompt_places < before[:, None])[:, None, :].expand(-1, len(steps), -1)
+    causal = (steps[:, None] >= steps[None, :])[None].expand(len(order), -1, -1)
+    places = torch.tensor(order)
+    mask = torch.zeros(len(order), width, dtype=torch.bool)
+    mask[places] = torch.arange(width)[None, :] < follow[:, None]
+    tensors = dict(
+        prompts=_padded(prompts, long, filler),
+        ids=ids,
+        # pads stay within the model's reach
+        positions=torch.where(mine, positions, before[:, None]),
+        allowed=torch.cat([ahead, causal], -1),
+        seen=torch.cat([prompt_places, positions], -1),
+        begun=begun,
+        place=row * len(steps) + step,
+        row=places[torch.cat([begun, row])],
+        column=torch.cat([torch.zeros_like(begun), step + 1]),
+        target=torch.cat([target[begun, 0], target[row, step + 1]]),
+        mask=mask,
+    )
+    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return Shared(**moved, lengths=lengths.tolist(), counts=counts)
+
+
+def _padded(rows: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
+    """(R, width)"""
+    made = torch.full((len(rows), width), filler, dtype=torch.long)
+    for i, row in enumerate(rows):
+        made[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
+    return made
+
+
+class _Taken(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, table, rows):
+        ctx.save_for_backward(rows)
+        ctx.count = len(table)
+        return table.index_select(0, rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, flow):
+        (rows,) = ctx.saved_tensors
+        return flow.new_zeros(ctx.count, *flow.shape[1:]).index_copy_(0, rows, flow), None
+
+
+def take(table: Tensor, rows: Tensor) -> Tensor:
+    """`table[rows]`, differentiable, where no row is taken twice: then its gradient is a copy, which is faster than
+    the sum that indexing has to make, and the same on every run."""
+    return _Taken.apply(table, rows)
