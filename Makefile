@@ -71,9 +71,8 @@ docs: $(READY)  ## write the generated pages and tables of docs/ anew, from the 
 shots: $(READY) browser  ## take the pictures of docs/views.md anew, from real runs
 	WORKBENCH_SHOTS=docs/images $(PY) -m pytest -q tests/browser/test_browser_shots.py
 
-bench: $(READY)  ## measure speed and memory: each tests/bench/bench_*.py ends in one JSON line
-	@set -e; for script in tests/bench/bench_*.py; do test -e "$$script" || continue; \
-		echo "$$script" >&2; $(PY) "$$script" $(ARGS); done
+bench: $(READY)  ## measure speed and memory, and write the tables of docs/speed.md (ARGS="--only sft,dpo", "--all")
+	@$(PY) tests/bench/collect.py $(ARGS)
 	@$(PY) -m pytest -q -s -m bench tests || test $$? -eq 5
 
 # The browser tests drive the system's Chromium. Where it cannot be had they are skipped, and say so.

@@ -197,7 +197,7 @@ def test_the_weights_come_back_after_an_error(chatty, monkeypatch):
     frozen = next(iter(chatty.trainable().values())).requires_grad_(False)  # as a method might: it has to stay so
     before = {name: tensor.clone() for name, tensor in chatty.params().items()}
     marks = [p.requires_grad for p in chatty.model.parameters()]
-    monkeypatch.setattr(decoder, "_draw", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    monkeypatch.setattr(decoder, "draw", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
     page.ask("change", sides=["off", "start"])
     page.send("Tell me")
     assert view.turns[0].trouble == "RuntimeError: out of memory" and view.messages == []

@@ -6,9 +6,8 @@ import torch
 
 from tests.models import BOS, END, EOS, prompt_of, tiny_policy
 from workbench import keys
-from workbench.errors import DataError, Interrupted, RunError, SettingError
+from workbench.errors import DataError, Interrupted, SettingError
 from workbench.sampling import decoder
-from workbench.sampling.decoder import Sampling, draw, truncate
 
 TEXTS = ["Hello", "What is 12 + 30?", "a", "a somewhat longer prompt than the others, which pads them"]
 
@@ -60,26 +59,6 @@ def test_turns_change_no_token(tmp_path, monkeypatch):
     assert turns.ids == whole.ids and turns.sample == whole.sample and turns.prompt == whole.prompt
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_cache_and_padding_equal_plain_forwards(tmp_path, kind):
-    policy = tiny_policy(tmp_path / "m", kind)
-    assert decoder.has_usable_cache(policy.model)
-    prompts = [prompt_of(policy, t).ids for t in TEXTS]
-    cached, plain = (source(policy.model, prompts, 2, 0) for source in (decoder.Cached, decoder.Plain))
-    with torch.no_grad():
-        assert (cached.start() - plain.start()).abs().max() < 3e-5
-        for t in range(4):
-            tokens = np.arange(8) * 7 + t
-            assert (cached.step(tokens) - plain.step(tokens)).abs().max() < 3e-5
-        for source in (cached, plain):
-            source.select(np.array([1, 4, 5]))
-        assert (cached.step(np.array([3, 2, 1])) - plain.step(np.array([3, 2, 1]))).abs().max() < 3e-5
-
-
-def test_models_with_a_state_take_the_plain_way(tmp_path):
-    assert not decoder.has_usable_cache(tiny_policy(tmp_path / "m", "mamba").model)
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
 def test_temperature_zero_is_what_transformers_generates(tmp_path, kind):
     policy = tiny_policy(tmp_path / "m", kind)
@@ -100,72 +79,6 @@ def test_recorded_scores_are_those_of_scoring(tmp_path, temperature):
         assert rollouts.logprob[i].dtype == np.float32 and len(rollouts.logprob[i]) == len(rollouts.ids[i])
         assert np.abs(rollouts.logprob[i] - scores.logprob[i]).max() < 1e-5
         assert np.abs(rollouts.entropy[i] - scores.entropy[i]).max() < 1e-5
-
-
-def test_frequencies_are_the_probabilities():
-    p = torch.tensor([0.05, 0.4, 0.0, 0.3, 0.15, 0.1])
-    n = 20000
-    uniform = torch.from_numpy(keys.uniforms(keys.key("frequencies"), n))
-    for settings, expected in [
-        (Sampling(), p),
-        (Sampling(temperature=0.5), p**2 / (p**2).sum()),
-        (Sampling(top_k=2), torch.tensor([0, 4 / 7, 0, 3 / 7, 0, 0])),
-        (Sampling(top_p=0.8), torch.tensor([0, 0.4, 0, 0.3, 0.15, 0]) / 0.85),
-        (Sampling(top_k=3, top_p=0.5), torch.tensor([0, 4 / 7, 0, 3 / 7, 0, 0])),
-    ]:
-        tokens, logprob, entropy = draw(p.log().expand(n, -1), uniform, settings)
-        counts = torch.bincount(tokens, minlength=6).double() / n
-        # four standard deviations of a share
-        assert ((counts - expected).abs() <= 4 * (expected * (1 - expected) / n).sqrt() + 1e-12).all(), (
-            settings
-        )
-        at = settings.temperature
-        whole = torch.log_softmax(p.log().double() / at, -1)  # what is recorded knows no truncation
-        assert torch.allclose(logprob, whole[tokens])
-        assert torch.allclose(entropy, -(whole.exp() * whole).nan_to_num().sum().expand(n))
-
-
-def test_inverse_cdf_by_hand():
-    p = torch.tensor([0.25, 0.0, 0.25, 0.5])
-    uniform = torch.tensor([0.0, 0.2499, 0.25, 0.4999, 0.5, 1 - 2**-53], dtype=torch.float64)
-    tokens, *_ = draw(p.log().expand(6, -1), uniform, Sampling())
-    assert tokens.tolist() == [0, 0, 2, 2, 3, 3]
-    last_impossible = torch.tensor([0.5, 0.5, 0.0]).log().expand(1, -1)
-    assert draw(last_impossible, uniform[-1:], Sampling())[0].tolist() == [1]
-    first_impossible = torch.tensor([0.0, 0.5, 0.5]).log().expand(1, -1)
-    assert draw(first_impossible, uniform[:1], Sampling())[0].tolist() == [1]
-
-
-def test_truncation_equals_transformers():
-    from transformers import TopKLogitsWarper, TopPLogitsWarper
-
-    logits = 2 * torch.randn(20, 50, generator=torch.Generator().manual_seed(3)).double()
-    for top_k, top_p in [(0, 0.7), (5, 1.0), (10, 0.5), (60, 0.99), (0, 1e-9)]:
-        theirs = logits
-        if 0 < top_k:
-            theirs = TopKLogitsWarper(top_k)(None, theirs)
-        if top_p < 1:
-            theirs = TopPLogitsWarper(top_p)(None, theirs)
-        mine = truncate(torch.softmax(logits, -1), top_k, top_p)
-        assert torch.allclose(mine / mine.sum(-1, keepdim=True), torch.softmax(theirs, -1)), (top_k, top_p)
-
-
-def test_chunks_of_a_draw_do_not_matter(monkeypatch):
-    logits = torch.randn(9, 30, generator=torch.Generator().manual_seed(0))
-    uniform = torch.from_numpy(keys.uniforms(1, 9))
-    whole = draw(logits, uniform, Sampling(top_p=0.9))
-    monkeypatch.setattr(decoder, "CHUNK", 60)
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole, draw(logits, uniform, Sampling(top_p=0.9)), strict=True)
-    )
-
-
-def test_broken_logits_are_an_error():
-    for bad in (float("nan"), float("inf")):
-        logits = torch.zeros(2, 5)
-        logits[1, 3] = bad
-        with pytest.raises(RunError, match="not numbers"):
-            draw(logits, torch.zeros(2, dtype=torch.float64), Sampling())
 
 
 def test_sample_is_keyed_by_seed_and_place(tmp_path):
@@ -240,6 +153,12 @@ def test_check_is_called_every_token_and_may_raise(tmp_path):
         ({"top_p": 0}, "top_p=0"),
         ({"top_p": 1.1}, "top_p=1.1"),
         ({"top_k": -1}, "top_k=-1"),
+        ({"min_p": 1.5}, "min_p=1.5"),
+        ({"min_p": None}, "min_p=None"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0"),
+        ({"stop_strings": "end"}, r"stop_strings=\['end'\]"),
+        ({"stop_strings": [""]}, "none of them empty"),
+        ({"stop_strings": [3]}, "list of texts"),
         ({"seed": -1}, "seed=-1"),
     ],
 )

@@ -50,6 +50,7 @@ def test_a_name_of_another_method():
         ("output_dir", "out"),
         ("reward_funcs", "Task"),
         ("ref_model", "the policy as it was when the run began"),
+        ("generation_kwargs", "stop_strings"),
     ],
 )
 def test_a_name_of_trl_is_answered_with_ours(theirs, ours):
@@ -67,7 +68,7 @@ def test_a_misspelt_name_of_trl():
     "theirs, why",
     [
         ("use_vllm", "no server and no second copy"),
-        ("min_p", "log-probs stay those of the sampled distribution"),
+        ("torch_compile", "without compilation"),
         ("deepspeed", "one process and one device"),
         ("use_liger_kernel", "no kernels of other projects"),
         ("logging_steps", "every number of every step is stored"),
@@ -120,6 +121,7 @@ OTHER_DEFAULTS = {
     "seed",  # 0
     "optim",  # plain AdamW; theirs is its fused form, which rounds otherwise
     "gradient_checkpointing",  # off: the models are small, and it makes an update a third slower for the same numbers
+    "bf16",  # off: float32 is exact, and a GPU loads models in bfloat16 anyway; theirs is on where it can be
     "shuffle_dataset",  # a new order each epoch; theirs in SFT and DPO is `train_sampling_strategy`
     "loss_type",  # in DPO theirs is a list
     "num_generations_eval",  # 8; their None is the group size, 8

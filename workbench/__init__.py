@@ -39,6 +39,7 @@ _NAMES = {
     "compare": "workbench.comparing",
     "rewards": "workbench.rewards:",
     "evaluate": "workbench.evaluate_policy",
+    "forecast": "workbench.forecasting",
     "label": "workbench.preferring",
     "labels": "workbench.preferring",
     "Run": "workbench.run",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.data import rows as read_rows
@@ -9,6 +10,22 @@ from workbench.errors import DataError
 
 if TYPE_CHECKING:
     from workbench.engine import Engine
+
+
+@dataclass
+class Gradients:
+    """What the next update would do: `loss`, `metrics`, and per trained parameter the gradient (before clipping)."""
+
+    loss: float
+    metrics: dict[str, float]
+    by_name: dict[str, Any]
+
+    def norm(self) -> float:
+        """The global norm over all parameters."""
+        return sum(float((g.double() ** 2).sum()) for g in self.by_name.values()) ** 0.5
+
+    def __repr__(self) -> str:
+        return f"<Gradients: loss {self.loss:.6g}, norm {self.norm():.4g}, {len(self.by_name)} tensors>"
 
 
 def preview(engine: Engine, data: Any) -> tuple[Any, dict[str, Any]]:

@@ -21,7 +21,11 @@ MOST = 4
 """samples of one turn"""
 PINNED = 2**30
 """bytes of a run's weights that are copied for the box; larger ones are talked to as they are at each turn"""
-DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_new_tokens": 128, "seed": 0, "n": 1}
+DRAWING = {
+    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop_strings": (),
+    "max_new_tokens": 128,
+}  # fmt: skip
+DEFAULTS = {**DRAWING, "seed": 0, "n": 1}
 
 
 class Heard(Protocol):
@@ -84,8 +88,7 @@ class Player:
 
     def check(self, settings: dict[str, Any]) -> dict[str, Any]:
         """The settings, if each makes sense. Raises SettingError."""
-        drawing = {name: settings[name] for name in ("max_new_tokens", "temperature", "top_p", "top_k")}
-        decoder.Sampling(**drawing).checked()
+        decoder.Sampling(**{name: settings[name] for name in DRAWING}).checked()
         decoder.check_whole("seed", settings["seed"], 0)
         decoder.check_whole("n", settings["n"], 1)
         if settings["n"] > MOST:

@@ -10,7 +10,6 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from workbench import edited, folders, worker
 from workbench import settings as settings_of
 from workbench.background import Background
 from workbench.errors import RunError, StoreError
+from workbench.looking import Gradients
 from workbench.store import Store
 from workbench.text import visible
 
@@ -27,25 +27,10 @@ if TYPE_CHECKING:
 
     from workbench.asking import Asking
     from workbench.engine import Engine
+    from workbench.forecasting import Forecast
     from workbench.methods.context import Step
     from workbench.policy import Policy
     from workbench.rescoring import Rescored
-
-
-@dataclass
-class Gradients:
-    """What the next update would do: `loss`, `metrics`, and per trained parameter the gradient (before clipping)."""
-
-    loss: float
-    metrics: dict[str, float]
-    by_name: dict[str, Any]
-
-    def norm(self) -> float:
-        """The global norm over all parameters."""
-        return sum(float((g.double() ** 2).sum()) for g in self.by_name.values()) ** 0.5
-
-    def __repr__(self) -> str:
-        return f"<Gradients: loss {self.loss:.6g}, norm {self.norm():.4g}, {len(self.by_name)} tensors>"
 
 
 class Run:
@@ -303,6 +288,15 @@ class Run:
 
         self._rescored = worker.call(rescoring.rescore, self.store, rewards, weights, self._rescored)
         return self._rescored
+
+    def forecast(self) -> Forecast:
+        """The peak memory of the steps to come, for the rows that the run has, and, once a step was made, its measured
+        tokens and seconds and how long is left. See `wb.forecast`."""
+        from workbench import forecasting
+
+        self._writable()
+        self._ready()
+        return worker.call(forecasting.of_run, self.engine)
 
     # -- sharing ---------------------------------------------------------------------------------------------
 

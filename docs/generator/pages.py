@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from docs.generator import glossary, lessons, losses, reference, trl_settings
+from docs.generator import glossary, lessons, losses, reference, speed, trl_settings
 from docs.generator.source import ROOT
 
 DOCS = ROOT / "docs"
@@ -28,6 +28,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
         losses.loss_types, losses.all_surrogates, losses.all_reductions, losses.sampler_corrections,
         losses.estimators, losses.aggregations, losses.kl_estimates, losses.all_presets,
         trl_settings.common_table, trl_settings.all_trainers, trl_settings.absent, trl_settings.arguments_table,
+        speed.speed_times, speed.speed_memory, speed.speed_recording, speed.speed_growth, speed.speed_forecast,
+        speed.speed_machines,
     )
 }  # fmt: skip
 """the generated blocks of the other pages, by name"""
@@ -39,8 +41,13 @@ def make() -> dict[Path, str]:
     for path in sorted(DOCS.glob("*.md")):
         written = path.read_text(encoding="utf-8")
         if path not in made and BLOCK.search(written):
-            made[path] = BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]().rstrip()}\n\n{found[3]}", written)
+            made[path] = filled(written)
     return made
+
+
+def filled(written: str) -> str:
+    """A page with its generated blocks as they should be."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]().rstrip()}\n\n{found[3]}", written)
 
 
 def stale() -> list[Path]:

@@ -40,6 +40,7 @@ SECTIONS = (
     ),
     Section("Run", ("Run", "open", "resume", "runs", "compare"), "A method being executed, with its record."),
     Section("Evaluation", ("evaluate",), "What a policy can do, without a run."),
+    Section("Forecast", ("forecast",), "Whether a run fits into memory, before it begins."),
     Section("Choices", ("label", "labels"), "A person's choices between answers, as rows to train on."),
     Section("Tracking", ("Tracker", "Wandb", "TensorBoard", "Trackio"), "A run's numbers sent on while it goes."),
     Section("Metrics", ("metric", "metrics"), "What the curves mean. All of them, by group: [metrics](metrics.md)."),
@@ -51,7 +52,7 @@ EVERYDAY = {
     "Policy": ("attach", "sample", "score", "play", "save", "export", "push", "reset"),
     "Run": (
         "__iter__", "run", "start", "pause", "stop", "wait", "set", "rewind", "fork", "rescore", "gradients",
-        "rollouts", "show", "browse", "tokens", "report", "push",
+        "forecast", "rollouts", "show", "browse", "tokens", "report", "push",
     ),
     "Rows": ("map", "column", "as_form", "to_list", "to_pandas"),
     "Rollouts": ("of", "to_pandas", "take", "show"),
@@ -61,11 +62,12 @@ EVERYDAY = {
 
 BESIDE = {
     "Policy": (("workbench.scoring", "Scores"), ("workbench.export", "Agreement")),
-    "Run": (("workbench.methods.context", "Step"), ("workbench.run", "Gradients"), ("workbench.rescoring", "Rescored"),
-            ("workbench.comparing", "Comparison")),
+    "Run": (("workbench.methods.context", "Step"), ("workbench.looking", "Gradients"),
+            ("workbench.rescoring", "Rescored"), ("workbench.comparing", "Comparison")),
     "Rewards": (("workbench.reward_bench", "RewardCheck"), ("workbench.reward_bench.findings", "Finding")),
     "Evaluation": (("workbench.evaluate_policy", "Evaluation"),),
     "Choices": (("workbench.store.choices", "Labels"),),
+    "Forecast": (("workbench.forecasting", "Forecast"),),
 }
 """what calls answer with: not made by users, but read by them"""
 

@@ -34,6 +34,7 @@ NOTES = {
     "warmup_steps": "steps, not updates; below 1 a share of all steps, in both",
     "optim": "fused or not, the numbers agree",
     "eval_steps": "step 0 and the last step always; None: about ten times in the run",
+    "bf16": "in TRL None means wherever the hardware has it; sampling and the head's logits stay float32 here",
     "seed": "also of sampling; no seed gives TRL's samples",
     "steps_per_generation": "updates that a sampling is split into; in TRL None means gradient_accumulation_steps",
     "num_generations_eval": "in TRL None means num_generations",

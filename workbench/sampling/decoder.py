@@ -1,69 +1,37 @@
 """The decoder: draws completions token by token, each row by its own stateless random numbers.
 
-Token t of a row is drawn by the inverse CDF, in float64, from the t-th uniform number of that row's key. So
-what a row draws does not hang on who else is in the batch: a float32 model gives the same tokens in any
-layout.
+Token t of a row is drawn by the inverse CDF from the t-th uniform number of that row's key. So what a row draws does
+not hang on who else is in the batch: a float32 model gives the same tokens in any layout.
 
-Two sources of next-token logits share one loop. `Cached` keeps keys and values: prompts are padded on the
-left, each is run once and its cache copied for its samples, and rows that are done leave the batch once they
-are half of it.
-`Plain` runs the whole sequence again for every token: slower, but right for every causal model.
+Each distinct prompt goes through the model once, whatever the number of its rows. The batch holds only rows that still
+draw: one that is done leaves at once (the last row takes its place), and when enough places are free, waiting prompts
+take them, the longest first. See `sources` for where logits come from, `drawing` for how a token is drawn from them.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from workbench import keys as stateless
-from workbench.errors import RunError, SettingError
-from workbench.trunk import base_of, last_logits
+from workbench.sampling.choices import Drawn, Sampling, check_stop_strings, check_whole
+from workbench.sampling.drawing import draw, truncate
+from workbench.sampling.fitting import bytes_per_token, why_plain
+from workbench.sampling.sources import Plain, Prefilled, Slotted
+from workbench.sampling.stops import StopStrings
+
+__all__ = ["Drawn", "Sampling", "check_stop_strings", "check_whole", "decode", "draw", "truncate", "why_plain"]
 
 ROWS = 256
-"""completions decoded at a time; more are drawn in turns, which changes no token"""
-CHUNK = 1 << 24
-"""logits taken to float64 at a time (128 MiB)"""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw; `checked()` says what is wrong with a setting."""
-
-    max_new_tokens: int = 64
-    temperature: float = 1.0
-    """0: always the likeliest token"""
-    top_p: float = 1.0
-    """keep the fewest tokens that hold this much probability (nucleus sampling, arXiv 1904.09751)"""
-    top_k: int = 0
-    """keep so many of the likeliest tokens, before top_p; 0: all"""
-
-    def checked(self) -> Sampling:
-        """Itself, if every setting makes sense. Raises SettingError."""
-        check_whole("max_new_tokens", self.max_new_tokens, 1)
-        check_whole("top_k", self.top_k, 0)
-        if not (_is_number(self.temperature) and 0 <= self.temperature < float("inf")):
-            raise SettingError(
-                f"temperature={self.temperature!r} must be a number of at least 0; 0 is greedy."
-            )
-        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
-            raise SettingError(f"top_p={self.top_p!r} must be above 0 and at most 1; 1 keeps every token.")
-        return self
-
-
-@dataclass
-class Drawn:
-    """One completion: ids with the stop token, and per token log-prob and entropy in nats."""
-
-    ids: list[int] = field(default_factory=list)
-    logprob: list[float] = field(default_factory=list)
-    entropy: list[float] = field(default_factory=list)
-    finish_reason: str = "length"
+"""rows of a batch at most; further ones wait, which changes no token"""
+PREFILL = 8192
+"""prompt tokens that go through the model at a time, pads included; at least one prompt"""
+CACHE = 4 << 30
+"""bytes of keys and values at most, on a device that cannot say what is free"""
+COLUMNS = 256
+"""tokens a row has room for at first, beyond its prompt"""
 
 
 def decode(
@@ -75,246 +43,183 @@ def decode(
     *,
     stop_ids: Sequence[int],
     filler: int,
+    text: Callable[[list[int]], str] | None = None,
     check: Callable[[], None] | None = None,
     on_token: Callable[[int, Drawn], None] | None = None,
 ) -> list[Drawn]:
     """`n` completions of each prompt, prompt by prompt: row `p * n + s` is sample s of prompt p and uses its
     key.
 
-    `check` is called before every token and may raise to end the work; `on_token` after every one, with its row and
-    what that row has so far. Raises RunError if the model's logits are not numbers. The model must be in eval mode.
+    `text` gives the text of ids, by which `sampling.stop_strings` are found. `check` is called before every token and
+    may raise to end the work; `on_token` after every one, with its row and what that row has so far. Raises RunError if
+    the model's logits are not numbers. The model must be in eval mode.
     """
-    kind = Cached if has_usable_cache(model) else Plain
-    out: list[Drawn] = []
-    per_turn = max(1, ROWS // n)
-    for at in range(0, len(prompts), per_turn):
-        turn = list(prompts[at : at + per_turn])
-        for first in range(0, n, ROWS):  # more samples of one prompt than fit a turn
-            count = min(ROWS, n - first)
-            places = [(at + p) * n + first + s for p in range(len(turn)) for s in range(count)]
-            drawn = {place: Drawn() for place in places}
-            turn_keys = [keys[place] for place in places]
-            source = kind(model, turn, count, filler)
-            _decode_turn(source, drawn, turn_keys, sampling, stop_ids, filler, check, on_token)
-            out += drawn.values()
-    return out
-
-
-def _decode_turn(
-    source: Cached | Plain, drawn: dict[int, Drawn], keys, sampling: Sampling, stop_ids, filler: int, check, on_token
-) -> None:
-    """Fills `drawn`, whose keys are the rows' places among all."""
-    every = list(drawn.items())
-    uniform = np.stack(
-        [stateless.uniforms(k, sampling.max_new_tokens) for k in keys]
-    )  # (rows, max_new_tokens)
-    stops = set(stop_ids)
-    rows = np.arange(len(keys))  # which row each place of the batch holds
-    alive = np.ones(len(keys), dtype=bool)  # (batch,)
-    tokens = None  # (batch,) drawn last
-    for t in range(sampling.max_new_tokens):
-        if check is not None:
-            check()
-        logits = source.start() if tokens is None else source.step(tokens)
-        tokens, logprob, entropy = draw(logits, torch.from_numpy(uniform[rows, t]), sampling)
-        tokens = np.where(alive, tokens.numpy(), filler)
-        for place in np.flatnonzero(alive):
-            (number, row), token = every[rows[place]], int(tokens[place])
-            row.ids.append(token)
-            row.logprob.append(float(logprob[place]))
-            row.entropy.append(float(entropy[place]))
-            if token in stops:
-                row.finish_reason = "stop"
-                alive[place] = False
-            if on_token is not None:
-                on_token(number, row)
-        if not alive.any():
-            break
-        if 2 * alive.sum() <= len(alive):
-            kept = np.flatnonzero(alive)
-            source.select(kept)
-            rows, tokens, alive = rows[kept], tokens[kept], alive[kept]
-
-
-def draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-    """One token a row: `(tokens int64, logprob float64, entropy float64)`, each (B,) on the CPU.
-
-    `logits` (B, V); `uniform` (B,) float64 in [0, 1), used with the inverse CDF in the order of token ids.
-    Log-prob and entropy are those of softmax(logits / temperature) before top_k and top_p cut it (at
-    temperature 0, those of softmax(logits)): what a trainer scores, and what importance ratios are taken
-    against. Raises RunError if a row's logits are not numbers.
-    """
-    if logits.device.type == "mps":  # no float64 there
-        logits = logits.float().cpu()
-    size = max(1, CHUNK // logits.shape[-1])
-    parts = [
-        _draw(z, u.to(z.device), sampling)
-        for z, u in zip(logits.split(size), uniform.split(size), strict=True)
-    ]
-    return tuple(torch.cat(column).cpu() for column in zip(*parts, strict=True))
-
-
-def _draw(logits: Tensor, uniform: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-    z = logits.double()  # (B, V)
-    if sampling.temperature not in (0, 1):
-        z = z / sampling.temperature
-    logp = torch.log_softmax(z, dim=-1)
-    if logp.isnan().any():
-        raise RunError(
-            "The model's logits are not numbers (NaN or infinite), so nothing can be drawn. Training went "
-            "astray, or float16 overflowed: go back a step with a lower learning rate, or load with "
-            "dtype='float32'."
-        )
-    p = logp.exp()
-    entropy = torch.special.entr(p).sum(-1)
-    if sampling.temperature == 0:
-        tokens = logits.argmax(-1)
+    if not prompts:
+        return []
+    longest = max(map(len, prompts)) + sampling.max_new_tokens
+    places = min(ROWS, len(prompts) * n)
+    if why_plain(model, filler) is None:
+        places = max(1, min(places, _room(model) // (bytes_per_token(model) * longest * 4 // 3)))
+        columns = longest - max(0, sampling.max_new_tokens - COLUMNS)
+        source = Slotted(model, filler, places, columns)
     else:
-        cdf = truncate(p, sampling.top_k, sampling.top_p).cumsum(-1)
-        total = cdf[:, -1:]
-        aim = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-        tokens = torch.searchsorted(cdf, aim, right=True)[:, 0]
-    return tokens, logp.gather(-1, tokens[:, None])[:, 0], entropy
+        source = Plain(model, filler)
+    stops = StopStrings(sampling.stop_strings, text) if sampling.stop_strings else None
+    batch = _Batch(source, places, [tuple(p) for p in prompts for _ in range(n)], keys, sampling, stop_ids, stops)
+    batch.check, batch.on_token = check or (lambda: None), on_token
+    batch.run()
+    return batch.drawn()
 
 
-def truncate(p: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Probabilities (B, V) with the tail set to 0, not renormalised: first top_k, then top_p of what is left.
+def _room(model: torch.nn.Module) -> int:
+    """Bytes that keys and values may take."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return CACHE
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return (torch.cuda.mem_get_info(device)[0] + unused) // 2
 
-    As in transformers: tokens tied with the k-th stay; the token that crosses top_p stays.
+
+class _Batch:
+    """Rows that draw now, those that wait, and what all of them have drawn.
+
+    The rows that draw stand in the first `len(self.rows)` places.
     """
-    if 0 < top_k < p.shape[-1]:
-        p = p.where(p >= p.topk(top_k, dim=-1).values[:, -1:], 0.0)
-    if top_p < 1:
-        ordered, index = p.sort(dim=-1, descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered  # probability of all likelier tokens
-        ordered = ordered.where(before < top_p * p.sum(-1, keepdim=True), 0.0)
-        p = torch.zeros_like(p).scatter(-1, index, ordered)
-    return p
 
+    def __init__(
+        self,
+        source: Slotted | Plain,
+        places: int,
+        prompts: list[tuple[int, ...]],
+        keys: Sequence[int],
+        sampling: Sampling,
+        stop_ids: Sequence[int],
+        stops: StopStrings | None,
+    ):
+        self.source, self.places, self.prompts, self.keys, self.sampling = source, places, prompts, keys, sampling
+        self.stops = stops
+        self.check: Callable[[], None] = lambda: None
+        self.on_token: Callable[[int, Drawn], None] | None = None
+        waiting: dict[tuple[int, ...], list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            waiting.setdefault(prompt, []).append(row)
+        self.waiting = sorted(waiting.items(), key=lambda entry: len(entry[0]))  # taken from the end
+        self.begun: list[tuple[Prefilled, list[int]]] = []
+        """prompts that went through the model and have rows without a place"""
+        total, most = len(prompts), sampling.max_new_tokens
+        self.ids = np.zeros((total, most), dtype=np.int64)
+        self.logprob = np.zeros((total, most), dtype=np.float32)
+        self.entropy = np.zeros((total, most), dtype=np.float32)
+        self.count = np.zeros(total, dtype=np.int64)
+        """tokens each row has"""
+        self.stopped = np.zeros(total, dtype=bool)
+        self.stop_ids = np.array(sorted(stop_ids), dtype=np.int64)
+        self.rows = np.zeros(0, dtype=np.int64)
+        """(B,) which row each place of the batch holds"""
+        self.last = np.zeros(0, dtype=np.int64)
+        """(B,) the token drawn last, not yet given to the model"""
+        self.uniform = np.zeros((places, most))
+        self.seen: torch.Tensor | None = None
+        """(places, V) tokens of each row's text, where there is a repetition penalty"""
 
-def has_usable_cache(model: torch.nn.Module) -> bool:
-    """Whether `Cached` is right for this model: its cache is only keys and values, and it takes positions and
-    a mask.
+    def run(self) -> None:
+        """To the end of all rows."""
+        while self.waiting or self.begun or len(self.rows):
+            free = self.places - len(self.rows)
+            if (self.waiting or self.begun) and (free >= max(1, self.places // 8)):
+                self._admit(free)
+            else:
+                self.check()
+                logits = self.source.step(self.last)
+                self._draw(logits, 0)
 
-    Not so for recurrent and hybrid models, whose state cannot tell left padding from text in general, for
-    adapters that put virtual tokens before the prompt, and for those that switch on at an invocation text
-    (aLoRA).
-    """
-    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+    def _admit(self, free: int) -> None:
+        """Gives waiting rows a place and draws their first token."""
+        if not self.begun:
+            self._prefill(free)
+        self.check()
+        taken: list[tuple[Prefilled, list[int]]] = []
+        while self.begun and free:
+            prompt, rows = self.begun.pop()
+            if rows[free:]:
+                self.begun.append((prompt, rows[free:]))
+            taken.append((prompt, rows[:free]))
+            free -= len(rows[:free])
+        first = len(self.rows)
+        added = np.concatenate([rows for _, rows in taken])
+        logits = self.source.place([(prompt, len(rows)) for prompt, rows in taken])
+        self.rows = np.concatenate([self.rows, added])
+        self.last = np.concatenate([self.last, np.zeros_like(added)])
+        for place, row in enumerate(added, first):
+            self.uniform[place] = stateless.uniforms(self.keys[row], self.sampling.max_new_tokens)
+        if self.sampling.repetition_penalty != 1:
+            self._mark_prompts(first, logits)
+        self._draw(logits, first)
 
-    base = base_of(model)
-    for config in getattr(model, "peft_config", {}).values():
-        if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None) is not None:
-            return False
-    if getattr(base, "_is_stateful", False) or getattr(base.config, "is_encoder_decoder", False):
-        return False
-    taken = inspect.signature(base.forward).parameters
-    if not {"past_key_values", "position_ids", "attention_mask", "use_cache"} <= set(taken):
-        return False
-    try:
-        layers = DynamicCache(config=base.config).layers
-    except (KeyError, AttributeError, ValueError, TypeError):  # a kind of layer this cache does not know
-        return False
-    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+    def _prefill(self, free: int) -> None:
+        """Runs as many waiting prompts as fit the free places and one pass."""
+        chosen = [self.waiting.pop()]
+        samples, width = len(chosen[0][1]), len(chosen[0][0])
+        while self.waiting and samples < free and width * (len(chosen) + 1) <= PREFILL:
+            chosen.append(self.waiting.pop())
+            samples += len(chosen[-1][1])
+        prefilled = self.source.prefill([prompt for prompt, _ in chosen])
+        self.begun = [(done, rows) for done, (_, rows) in zip(prefilled, chosen, strict=True)][::-1]
 
+    def _mark_prompts(self, first: int, logits: torch.Tensor) -> None:
+        if self.seen is None:
+            self.seen = torch.zeros(self.places, logits.shape[1], dtype=torch.bool, device=logits.device)
+        self.seen[first : len(self.rows)] = False
+        for place in range(first, len(self.rows)):
+            self.seen[place, torch.tensor(self.prompts[self.rows[place]], device=logits.device)] = True
 
-class Cached:
-    """Next-token logits from a key-value cache, prompts padded on the left."""
+    def _draw(self, logits: torch.Tensor, first: int) -> None:
+        """One token for each row of the batch from place `first` on; rows that are done leave."""
+        rows = self.rows[first:]
+        at = self.count[rows]
+        uniform = torch.from_numpy(self.uniform[np.arange(first, len(self.rows)), at])
+        seen = None if self.seen is None else self.seen[first : len(self.rows)]
+        tokens, logprob, entropy = (column.numpy() for column in draw(logits, uniform, self.sampling, seen))
+        if seen is not None:
+            seen.scatter_(1, torch.from_numpy(tokens).to(seen.device)[:, None], True)
+        self.ids[rows, at], self.logprob[rows, at], self.entropy[rows, at] = tokens, logprob, entropy
+        self.count[rows] = at + 1
+        self.last[first:] = tokens
+        self.stopped[rows] = np.isin(tokens, self.stop_ids)
+        if self.stops is not None:
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                self.stopped[row] |= self.stops.completed(row, token)
+        if self.on_token is not None:
+            self._tell(rows)
+        done = self.stopped[self.rows] | (self.count[self.rows] == self.sampling.max_new_tokens)
+        if done.any():
+            self._leave(done)
 
-    def __init__(self, model, prompts: list[Sequence[int]], n: int, filler: int):
-        self.model, self.prompts, self.n, self.filler = model, prompts, n, filler
-        self.device = next(model.parameters()).device
-        self.cache: Any = None
-        self.mask: Tensor | None = None  # (B, L so far) 1 where a real token is
-        self.position: Tensor | None = None  # (B, 1) of the latest token
+    def _tell(self, rows: np.ndarray) -> None:
+        for row in rows.tolist():
+            self.on_token(row, self._drawn(row))
 
-    def start(self) -> Tensor:
-        """Runs each prompt once, then copies its cache for its n samples. Returns logits (B, V)."""
-        from transformers.cache_utils import DynamicCache
+    def _leave(self, done: np.ndarray) -> None:
+        """Takes rows that are done (B,) out of the batch: the last ones that stay take their places."""
+        kept = np.flatnonzero(~done)
+        batch = len(kept)
+        holes, movers = np.flatnonzero(done[:batch]), kept[kept >= batch]
+        self.source.drop(holes, movers, batch)
+        for array in (self.rows, self.last, self.uniform):
+            array[holes] = array[movers]
+        if self.seen is not None:
+            self.seen[torch.from_numpy(holes)] = self.seen[torch.from_numpy(movers)]
+        self.rows, self.last = self.rows[:batch], self.last[:batch]
 
-        width = max(map(len, self.prompts))
-        ids = torch.full((len(self.prompts), width), self.filler, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for p, prompt in enumerate(self.prompts):
-            ids[p, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
-            mask[p, width - len(prompt) :] = 1
-        ids, mask = ids.to(self.device), mask.to(self.device)
-        position = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits, output = last_logits(
-            self.model,
-            1,
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=DynamicCache(config=base_of(self.model).config),
-            use_cache=True,
+    def _drawn(self, row: int) -> Drawn:
+        kept = slice(0, self.count[row])
+        return Drawn(
+            self.ids[row, kept].tolist(),
+            self.logprob[row, kept].tolist(),
+            self.entropy[row, kept].tolist(),
+            "stop" if self.stopped[row] else "length",
         )
-        self.cache = output.past_key_values
-        if self.n > 1:
-            self.cache.batch_repeat_interleave(self.n)
-        self.mask = mask.repeat_interleave(self.n, 0)
-        self.position = position[:, -1:].repeat_interleave(self.n, 0)
-        return logits[:, -1].repeat_interleave(self.n, 0)
 
-    def step(self, tokens: np.ndarray) -> Tensor:
-        """Appends one token (B,) to each row. Returns logits (B, V)."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.position = self.position + 1
-        logits, output = last_logits(
-            self.model,
-            1,
-            input_ids=torch.from_numpy(tokens).to(self.device)[:, None],
-            attention_mask=self.mask,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        self.cache = output.past_key_values
-        return logits[:, -1]
-
-    def select(self, places: np.ndarray) -> None:
-        """Keeps only these places of the batch."""
-        index = torch.from_numpy(places).to(self.device)
-        self.cache.batch_select_indices(index)
-        self.mask, self.position = self.mask[index], self.position[index]
-
-
-class Plain:
-    """Next-token logits by running the whole sequences again, padded on the right: no cache, no mask."""
-
-    def __init__(self, model, prompts: list[Sequence[int]], n: int, filler: int):
-        self.model, self.filler = model, filler
-        self.device = next(model.parameters()).device
-        self.rows = [list(prompt) for prompt in prompts for _ in range(n)]
-
-    def start(self) -> Tensor:
-        """Logits (B, V) after each row as it stands."""
-        lengths = torch.as_tensor([len(row) for row in self.rows])
-        width, shortest = int(lengths.max()), int(lengths.min())
-        ids = torch.full((len(self.rows), width), self.filler, dtype=torch.long)
-        for b, row in enumerate(self.rows):
-            ids[b, : len(row)] = torch.as_tensor(row, dtype=torch.long)
-        logits, _ = last_logits(
-            self.model, width - shortest + 1, input_ids=ids.to(self.device), use_cache=False
-        )
-        return logits[torch.arange(len(self.rows)), lengths - shortest]
-
-    def step(self, tokens: np.ndarray) -> Tensor:
-        """Appends one token (B,) to each row. Returns logits (B, V)."""
-        for row, token in zip(self.rows, tokens, strict=True):
-            row.append(int(token))
-        return self.start()
-
-    def select(self, places: np.ndarray) -> None:
-        """Keeps only these places of the batch."""
-        self.rows = [self.rows[place] for place in places]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raises SettingError unless `value` is a whole number from `least`."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise SettingError(f"{name}={value!r} must be a whole number of at least {least}.")
+    def drawn(self) -> list[Drawn]:
+        """What each row has drawn."""
+        return [self._drawn(row) for row in range(len(self.prompts))]
