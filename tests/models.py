@@ -9,6 +9,7 @@ folder
 the CPU)
 `noisy_adapter(policy)`                      gives an adapter's zero matrices random values, so that it does
 something
+`exact_norms(policy)`                  makes a float64 model's norms float64, too
 `PromptTokens(text, ids)`, `prompt_of(policy, text)`   a tokenised prompt for `policy.sample_prompts`
 `KINDS`                                      the kinds: llama, qwen3, gemma2 (soft-capped, sliding window),
 gpt2, mamba
@@ -136,3 +137,13 @@ def noisy_adapter(policy, scale: float = 0.1, seed: int = 1):
 def prompt_of(policy, text: str) -> PromptTokens:
     """A plain prompt, tokenised."""
     return PromptTokens(text, policy.tokenizer(text)["input_ids"])
+
+
+def exact_norms(policy) -> None:
+    """RMS norms compute in float32 whatever the model's dtype is; here they do not, so that float64 means it."""
+    for module in policy.model.modules():
+        if "RMSNorm" in type(module).__name__ and hasattr(module, "variance_epsilon"):
+            def forward(x, m=module):
+                return m.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon)
+
+            module.forward = forward

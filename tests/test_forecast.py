@@ -100,7 +100,8 @@ def test_an_update_allocates_what_was_foretold(policy, whole, changes, again):
     settings = settings_of.make("sft", changes)
     for one in (policy, whole):
         part = update.Batch([[5] * 96] * 6, [12] * 6)
-        found = probe.learning(one, part, SUM, settings, again=again).peak(one, part, settings.padding_free, None)
+        shared = probe.shared_prompts(one, part, settings)
+        found = probe.learning(one, part, SUM, settings, again=again).peak(one, part, settings.padding_free, shared)
         count = 2 if again else 1
         batch = update.Batch(part.sequences * count, part.starts * count)
         plan = [list(range(6 * i, 6 * i + 6)) for i in range(count)]

@@ -10,7 +10,7 @@ import torch
 
 from tests.models import tiny_policy
 from tests.runs import assert_same_metrics, make_run
-from workbench import micro_batches, prefixes, update
+from workbench import micro_batches, update
 from workbench.methods import sft
 from workbench.micro_batches import Batch, Budget, Rate, plan
 from workbench.settings import make
@@ -48,23 +48,24 @@ def test_tokens_bound_a_micro_batch_and_a_longer_row_goes_alone():
 
 
 def test_rows_end_to_end_count_by_their_sum():
-    assert plan(batch([20, 100, 100, 20]), None, 240, rate=Rate(10, True)) == [[1, 2, 0, 3]]
-    assert plan(batch([20, 100, 100, 20]), None, 220, rate=Rate(10, True)) == [[2, 0, 3], [1]]
+    flat = Rate(10, padded=False)
+    assert plan(batch([20, 100, 100, 20]), None, 240, rate=flat) == [[0, 1, 2, 3]]
+    assert plan(batch([20, 100, 100, 20]), None, 220, rate=flat) == [[1, 2, 3], [0]]
 
 
-def test_a_group_is_taken_apart_where_its_prompt_is_cheaper_than_padding(monkeypatch):
-    monkeypatch.setattr(prefixes, "SAVED_TOKENS", 0)
-    lengths = [10 + 90, 10 + 20, 10 + 90, 10 + 20]  # two groups of a long and a short answer
-    shared = [0, 0, 1, 1]
-    # by length: 2 x 100, then 2 x 30; by group: each the prompt of 10, and 2 x 89 of answers less their last token
-    assert plan(batch(lengths, start=10), rate=Rate(10), shared=shared) == [[0, 2], [1, 3]]
-    long = [1000 + n - 10 for n in lengths]
-    assert plan(batch(long, start=1000), None, 1400, rate=Rate(10), shared=shared) == [[0, 1], [2, 3]]
-    # in the memory of one row and its prompt, groups cannot stay whole
-    assert plan(batch(long, start=1000), None, 1100, rate=Rate(10), shared=shared) == [[0], [2], [1], [3]]
+def test_a_prompt_counts_once_in_each_micro_batch():
+    flat, shared = Rate(10, padded=False), [0, 1, 0, 1]
+    made = batch([10 + 90, 10 + 90, 10 + 20, 10 + 20], start=10)
+    # together 216 tokens of answers that predict others, and two prompts of 10
+    assert plan(made, rate=flat, shared=shared) == [[0, 2, 1, 3]]
+    assert plan(made, None, 235, rate=flat, shared=shared) == [[0, 2], [1, 3]]
+    # a group takes 118, so none stays whole
+    assert plan(made, None, 117, rate=flat, shared=shared) == [[0], [1], [2], [3]]
     # a group that does not fit is cut, the other stays
     uneven = batch([1000 + n for n in (300, 300, 20, 20)], start=1000)
-    assert plan(uneven, None, 1300, rate=Rate(10), shared=shared) == [[0], [1], [2, 3]]
+    assert plan(uneven, None, 1299, rate=flat, shared=[0, 0, 1, 1]) == [[0], [1], [2, 3]]
+    # a prompt of one row is that row's
+    assert micro_batches.tokens_of(micro_batches.units_of(made, [0, 1, 2, 3]), padded=False) == 256
 
 
 def ways(rows: list[int]):
@@ -81,8 +82,7 @@ def ways(rows: list[int]):
 
 @pytest.mark.parametrize("shares", [False, True])
 @pytest.mark.parametrize("seed", range(4))
-def test_no_other_split_costs_less(seed, shares, monkeypatch):
-    monkeypatch.setattr(prefixes, "SAVED_TOKENS", 5)
+def test_no_other_split_costs_less(seed, shares):
     draw = np.random.default_rng(seed)
     lengths = sorted(int(n) for n in draw.integers(1, 60, 7))
     made, shared = batch(lengths), None
@@ -90,12 +90,11 @@ def test_no_other_split_costs_less(seed, shares, monkeypatch):
         shared = [0, 1, 0, 0, 1, 1, 0]
         starts = [[20, 9][prompt] for prompt in shared]
         made = Batch([[1] * (n + start) for n, start in zip(lengths, starts, strict=True)], starts)
-    most, rate = int(draw.integers(80, 300)), Rate(int(draw.integers(0, 60)))
+    most, rate = int(draw.integers(80, 300)), Rate(int(draw.integers(0, 60)), padded=not shares)
     units = micro_batches.units_of(made, shared)
 
     def allowed(split):
-        # in order of the lengths, and of prompts that are whole: what a plan chooses from
-        return all(micro_batches.tokens_of([units[i] for i in part]) <= most for part in split)
+        return all(micro_batches.tokens_of([units[i] for i in part], not shares) <= most for part in split)
 
     def cost(split):
         return sum(micro_batches.cost_of([units[row] for row in part], rate) for part in split)
@@ -103,13 +102,14 @@ def test_no_other_split_costs_less(seed, shares, monkeypatch):
     ours = plan(made, None, most, rate=rate, shared=shared)
     assert sorted(sum(ours, [])) == list(range(7)) and allowed(ours)
     every = [split for split in ways(list(range(7))) if allowed(split)]
-    if shared is None:
-        assert cost(ours) == min(map(cost, every))
-    else:
-        in_order = [split for split in every if all(part == list(range(part[0], part[-1] + 1)) for part in split)]
-        assert cost(ours) <= min(map(cost, in_order))
-        assert micro_batches.tokens_of(units) == 2 * 20 + 7 * (lengths[-1] - 1)
-    sizes = [micro_batches.tokens_of([units[row] for row in part]) for part in ours]
+    if shares:  # the best of those that keep the order of a plan: prompt by prompt, the longest first
+        order = [6, 3, 2, 0, 5, 4, 1]
+        every = [[[order[i] for i in part] for part in split] for split in ways(list(range(7)))
+                 if all(part == list(range(part[0], part[-1] + 1)) for part in split)]  # fmt: skip
+        every = [split for split in every if allowed(split)]
+        assert micro_batches.tokens_of(units, False) == 20 + 9 + sum(lengths) - 7
+    assert cost(ours) == min(map(cost, every))
+    sizes = [micro_batches.tokens_of([units[row] for row in part], not shares) for part in ours]
     assert sizes == sorted(sizes, reverse=True)
 
 

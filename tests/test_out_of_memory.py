@@ -14,7 +14,7 @@ import torch
 import workbench as wb
 from tests.models import tiny_model_folder, tiny_policy
 from tests.runs import assert_same_metrics, assert_same_weights, letters, make_run, rows_for, weights
-from workbench import out_of_memory, update, worker
+from workbench import flat, out_of_memory, update, worker
 from workbench.errors import RunError
 
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation.")
@@ -32,6 +32,8 @@ class Allocator:
 
     def token_scores(self, sequences, starts, **how):
         size = len(sequences) * max(map(len, sequences))
+        if how.get("groups") is not None:
+            size = flat.layout(sequences, starts, how["groups"], "cpu").ids.numel()
         scores = self.scores(sequences, starts, **how)
         if size > self.room and (torch.is_grad_enabled() or not self.only_grad):
             self.failed += 1

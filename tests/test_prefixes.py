@@ -1,13 +1,13 @@
-"""A prompt that several rows share goes through the trunk once, and no number changes."""
+"""Rows in one line, a prompt that several share once in it, and no number changes."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from tests.models import KINDS, noisy_adapter, tiny_model_folder, tiny_policy
-from tests.test_scoring_heads import distance, exact_norms, gradients
-from workbench import layouts, prefixes, recompute, trunk
+from tests.models import KINDS, exact_norms, noisy_adapter, tiny_model_folder, tiny_policy
+from tests.test_scoring_heads import distance, gradients
+from workbench import flat, prefixes, recompute, trunk
 from workbench.adapters import LoRA
 from workbench.errors import DataError
 from workbench.policy import load
@@ -48,7 +48,7 @@ def test_sharing_changes_no_number(tmp_path, kind, dtype):
     policy = tiny_policy(tmp_path / "m", kind, lora=True, dtype=dtype)
     if dtype == "float64":
         exact_norms(policy)
-    assert prefixes.takes_prompts_once(policy)
+    assert prefixes.takes_spans(policy)
     plain, by_row, once, shared = both(policy)
     # gemma's norms and eager softmax are in float32 whatever the model's dtype
     close = 1e-10 if dtype == "float64" and kind != "gemma2" else 5e-6
@@ -71,7 +71,7 @@ def test_sharing_when_all_trains_and_when_layers_are_recomputed(tmp_path):
     assert distance(shared, by_row) <= 5e-6
     policy = tiny_policy(tmp_path / "n", "gemma2", lora=True)
     _, by_row, once, shared = both(policy)
-    with recompute.recomputing(policy.model):
+    with recompute.recomputing(policy.model), flat.attending(policy.model):
         again = policy.token_scores(SEQUENCES, STARTS, groups=GROUPS)
         recomputed = gradients(policy, weighted(again))
     assert torch.equal(again.logprob, once.logprob) and distance(recomputed, shared) <= 1e-6
@@ -82,7 +82,7 @@ def test_sharing_over_an_nf4_base(tmp_path):
     pytest.importorskip("bitsandbytes")
     folder = tiny_model_folder(tmp_path / "m", hidden_size=64, intermediate_size=128)
     policy = noisy_adapter(load(folder, quantize="nf4", dtype="float32", device="cpu").attach(LoRA(r=4, alpha=8)))
-    assert prefixes.takes_prompts_once(policy)
+    assert prefixes.takes_spans(policy)
     plain, by_row, once, shared = both(policy)
     assert distance(once.logprob, plain.logprob) <= 1e-5 and distance(shared, by_row) <= 5e-6
 
@@ -118,19 +118,42 @@ def test_the_trunk_sees_each_prompt_once(tmp_path, monkeypatch):
     seen, run = [], trunk.Trunk.run
     monkeypatch.setattr(trunk.Trunk, "run", lambda self, ids, **more: seen.append(ids.shape) or run(self, ids, **more))
     policy.token_scores(SEQUENCES, STARTS, groups=GROUPS)
-    assert seen == [(3, 20), (6, 11)]
+    # three prompts, one of them of a single row; the last token of a row predicts nothing
+    assert seen == [(1, 20 + 13 + 9 + 2 + 11 + 0 + 6 + 4 + 9)]
 
 
 def test_layout_by_hand():
-    batch = layouts.shared([[1, 2, 7], [3, 9, 8, 5], [1, 2, 6, 4]], [2, 1, 2], [0, 1, 0], 0, "cpu")
-    assert batch.prompts.tolist() == [[1, 2], [3, 0]] and batch.lengths == [2, 1] and batch.counts == [2, 1]
-    # rows 0 and 2 come first, then row 1
-    assert batch.ids.tolist() == [[7, 0], [6, 4], [9, 8]]
-    assert batch.positions.tolist() == [[2, 2], [2, 2], [1, 2]]
-    assert batch.row.tolist() == [0, 2, 1, 2, 1, 1] and batch.column.tolist() == [0, 0, 0, 1, 1, 2]
-    assert batch.target.tolist() == [7, 6, 9, 4, 8, 5] and batch.place.tolist() == [2, 4, 5]
-    assert batch.allowed[2].tolist() == [[True, False, True, False], [True, False, True, True]]
-    assert batch.mask.tolist() == [[True, False, False], [True, True, True], [True, True, False]]
+    sequences, starts = [[1, 2, 7, 5], [3, 9, 8, 5], [1, 2, 6, 4, 7], [6, 7], [1, 2, 9, 3]], [2, 1, 2, 1, 2]
+    made = flat.layout(sequences, starts, [0, 1, 0, 2, 0], "cpu")
+    # rows 0, 2 and 4 after their prompt, the longest first; then row 1, then row 3, whose one token predicts another
+    assert made.ids.tolist() == [[1, 2, 6, 4, 7, 9, 3, 9, 8, 6]]
+    assert made.positions.tolist() == [[0, 1, 2, 3, 2, 2, 0, 1, 2, 0]]
+    assert made.blocks == [
+        flat.Block(1, 2, prompt=True), flat.Block(1, 2, ahead=True), flat.Block(2, 1, ahead=True), flat.Block(1, 3),
+        flat.Block(1, 1),
+    ]  # fmt: skip
+    assert made.ends.tolist() == [1] and made.counts == [3]
+    assert made.row.tolist() == [0, 2, 4, 2, 2, 0, 4, 1, 1, 1, 3]
+    assert made.column.tolist() == [0, 0, 0, 1, 2, 1, 1, 0, 1, 2, 0]
+    assert made.target.tolist() == [7, 6, 9, 4, 7, 5, 3, 9, 8, 5, 7]
+    assert made.place.tolist() == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert made.mask.sum(1).tolist() == [2, 3, 3, 1, 2] and made.mask[3].tolist() == [True, False, False]
+
+
+def test_masks_by_hand():
+    spans = flat.Spans([], [None])
+    assert spans.mask(3, 3, None, "cpu") is None and spans.mask(3, 3, 3, "cpu") is None
+    assert spans.mask(2, 4, None, "cpu")[0, 0].tolist() == [[True, True, True, False], [True] * 4]
+    assert spans.mask(2, 4, 2, "cpu")[0, 0].tolist() == [[False, True, True, False], [False, False, True, True]]
+
+
+def test_attention_is_put_back(tmp_path):
+    policy = tiny_policy(tmp_path / "m", "llama")
+    config = policy.model.config
+    with pytest.raises(KeyError), flat.attending(policy.model):
+        assert config._attn_implementation == flat.NAME
+        raise KeyError
+    assert config._attn_implementation == "sdpa"
 
 
 def test_groups_without_a_common_prompt_are_refused(tmp_path):
@@ -141,7 +164,7 @@ def test_groups_without_a_common_prompt_are_refused(tmp_path):
         policy.token_scores([[1, 2, 3], [1, 4, 3]], [0, 0], groups=[3, 3])
 
 
-# -- when
+# -- which rows, which models
 
 
 def batch_of(prompt: int, rows: int, completion: int = 20):
@@ -149,22 +172,13 @@ def batch_of(prompt: int, rows: int, completion: int = 20):
     return sequences, [prompt] * rows
 
 
-def test_when_sharing_pays():
-    assert prefixes.worth_it(*batch_of(64, 8), [0] * 8)  # 7 prompts and 8 last tokens: 456 of 672
-    assert not prefixes.worth_it(*batch_of(64, 8), list(range(8)))
-    assert not prefixes.worth_it(*batch_of(16, 4), [0] * 4)  # 52 tokens do not pay for a second run
-    assert not prefixes.worth_it(*batch_of(3, 200), [0] * 200)  # no prompt to speak of
-    assert not prefixes.worth_it(*batch_of(64, 8, completion=1), [0] * 8)
-    # 504 tokens of 8,672 are less than a tenth
-    assert not prefixes.worth_it(*batch_of(64, 8, completion=1020), [0] * 8)
-
-
 def test_of_numbers_the_prompts(tmp_path):
     policy = tiny_policy(tmp_path / "m", "llama", lora=True)
     sequences, starts = batch_of(64, 8)
     other = [[9, *sequence[1:]] for sequence in sequences[:2]]
     assert prefixes.of(policy, sequences + other, starts + starts[:2]) == [0] * 8 + [1] * 2
-    assert prefixes.of(policy, sequences[:1], starts[:1]) is None
+    assert prefixes.of(policy, sequences[:1], starts[:1]) == [0]
+    assert prefixes.of(policy, sequences, [3] * 8) == list(range(8))  # no prompt to speak of
     assert prefixes.of(tiny_policy(tmp_path / "mamba", "mamba"), sequences, starts) is None
 
 
@@ -173,21 +187,21 @@ def test_dropout_is_not_shared(tmp_path):
     sequences, starts = batch_of(64, 8)
     assert prefixes.of(policy, sequences, starts) == [0] * 8
     policy.model.train()
-    assert prefixes.of(policy, sequences, starts) is None
+    assert prefixes.of(policy, sequences, starts) == list(range(8))
 
 
 def test_models_that_give_other_numbers_are_found_out(tmp_path, monkeypatch):
     from peft import PromptTuningConfig
 
     virtual = tiny_policy(tmp_path / "virtual").attach(PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
-    assert not prefixes.takes_prompts_once(virtual)
+    assert not prefixes.takes_spans(virtual)
     run = trunk.Trunk.run
 
     def anew(self, ids, **more):
-        # a model that counts places anew after its cache
-        return run(self, ids, **{**more, "position_ids": torch.arange(ids.shape[1])[None]})
+        # a model that counts places by itself
+        return run(self, ids, **{name: value for name, value in more.items() if name != "position_ids"})
 
     monkeypatch.setattr(trunk.Trunk, "run", anew)
-    assert not prefixes.takes_prompts_once(tiny_policy(tmp_path / "m", "llama"))
+    assert not prefixes.takes_spans(tiny_policy(tmp_path / "m", "llama"))
     monkeypatch.undo()
-    assert prefixes.takes_prompts_once(tiny_policy(tmp_path / "m2", "llama"))
+    assert prefixes.takes_spans(tiny_policy(tmp_path / "m2", "llama"))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.models import KINDS, noisy_adapter, tiny_model_folder, tiny_policy
+from tests.models import KINDS, exact_norms, noisy_adapter, tiny_model_folder, tiny_policy
 from workbench import heads, layouts, scoring, trunk
 from workbench.adapters import LoRA
 from workbench.policy import load
@@ -73,16 +73,6 @@ def agree(policy, monkeypatch, tolerance: float, temperature: float = 1.0) -> No
     with torch.no_grad():
         quiet = scored(policy, temperature)
     assert all(torch.equal(quiet[n], ours[n].detach()) and not quiet[n].requires_grad for n in theirs)
-
-
-def exact_norms(policy) -> None:
-    """RMS norms compute in float32 whatever the model's dtype is; here they do not, so that float64 means it."""
-    for module in policy.model.modules():
-        if "RMSNorm" in type(module).__name__ and hasattr(module, "variance_epsilon"):
-            def forward(x, m=module):
-                return m.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + m.variance_epsilon)
-
-            module.forward = forward
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

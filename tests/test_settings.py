@@ -67,7 +67,7 @@ def test_a_misspelt_name_of_trl():
 @pytest.mark.parametrize(
     "theirs, why",
     [
-        ("use_vllm", "no server and no second copy"),
+        ("use_vllm", "there is no server"),
         ("torch_compile", "without compilation"),
         ("deepspeed", "one process and one device"),
         ("use_liger_kernel", "no kernels of other projects"),

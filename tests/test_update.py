@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import workbench as wb
-from tests.models import noisy_adapter, tiny_policy
+from tests.models import exact_norms, noisy_adapter, tiny_policy
 from tests.runs import letters, rows_for
 from workbench import update
 from workbench.errors import RunError, SettingError
@@ -148,7 +148,10 @@ def task() -> wb.Task:
 @pytest.fixture(scope="module", params=["float32", "float64"])
 def policy(request, tmp_path_factory):
     """With an adapter whose B is not zero."""
-    return tiny_policy(tmp_path_factory.mktemp("model"), lora=True, dtype=request.param)
+    made = tiny_policy(tmp_path_factory.mktemp("model"), lora=True, dtype=request.param)
+    if request.param == "float64":
+        exact_norms(made)
+    return made
 
 
 @pytest.mark.parametrize("method, settings", LOSSES, ids=["sft", "dpo", "dapo", "grpo", "bnpo", "dr_grpo"])

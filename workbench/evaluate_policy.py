@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from workbench import methods, worker
@@ -9,7 +10,7 @@ from workbench.errors import SettingError
 from workbench.methods.context import Context
 from workbench.methods.evaluate import sample_all, task_metrics
 from workbench.policy import Policy
-from workbench.sampling.decoder import check_whole
+from workbench.sampling.decoder import check_stop_strings, check_whole
 from workbench.sampling.rollouts import Rollouts
 from workbench.settings import GRPOSettings
 from workbench.tasks import Task
@@ -55,13 +56,17 @@ def evaluate(
     top_p: float = 1.0,
     top_k: int = 0,
     seed: int = 0,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop_strings: Sequence[str] | None = None,
 ) -> Evaluation:
     """Sample `n` completions of each row of the task from the policy as it is now, and score them.
 
     The numbers are those of a run's held-out evaluation with the same settings and seed (there `eval/accuracy`,
     `eval/pass@n`, ...). `temperature` 0 is greedy; then one completion tells all (n=1). For k up to n, pass@k is the
     chance that one of k completions is right and maj@k that their most frequent answer is, both unbiased (see
-    `workbench.evaluation`). Nothing is trained or stored.
+    `workbench.evaluation`). `min_p`, `repetition_penalty` and `stop_strings` are those of `Policy.sample`. Nothing is
+    trained or stored.
 
     Raises SettingError for settings out of range, DataError for prompts the model cannot take, RewardError where a
     reward function fails.
@@ -72,8 +77,11 @@ def evaluate(
         raise SettingError(f"wb.evaluate takes a Task: wb.Task(rows, rewards=[...]). Got {type(task).__name__}.")
     check_whole("wb.evaluate: n", n, 1)
     check_whole("wb.evaluate: seed", seed, 0)
+    if stop_strings is not None:
+        check_stop_strings(stop_strings)
     settings = GRPOSettings(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, seed=seed,
+        min_p=min_p, repetition_penalty=repetition_penalty, stop_strings=tuple(stop_strings or ()) or None,
         num_generations_eval=n,
     )  # fmt: skip
     return worker.call(_evaluate, policy, task, settings)

@@ -129,5 +129,5 @@ def _drawn(policy: Any, prompts: Sequence[PromptTokens], each: int, settings: An
     drawn = [keys.key("forecast", row) for row in range(len(prompts) * each)]
     return policy.sample_prompts(
         prompts, each, max_new_tokens=2, temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k,
-        keys=drawn,
+        min_p=settings.min_p or 0.0, repetition_penalty=settings.repetition_penalty, keys=drawn,
     )  # fmt: skip

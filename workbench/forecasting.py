@@ -341,18 +341,20 @@ def _tokens(plan: Plan, work: Work, micro: list[list[int]]) -> dict[str, int]:
 
 def _advice(plan: Plan, peak: int, now: int, free: int | None) -> list[Change]:
     """Changes that save memory, the most effective first."""
-    made = []
+    made: list[tuple[dict[str, Any], float]] = []
     for change in _changes(plan):
         changed = replace(plan, settings=settings_of.make(plan.method.name, change, base=plan.settings))
         work = changed.work()
         then = max(phase.total for phase in phases(changed, work, cut(changed, work.batch)))
-        made.append((", ".join(f"{name}={value!r}" for name, value in change.items()), then))
-    if not plan.policy.origin.quantize and plan.policy.has_adapter:
-        made.append(('wb.load(..., quantize="nf4")', peak - _nf4_saves(plan.policy)))
+        parts = [saved for part, saved in made if part.items() < change.items()]
+        if then < (1 - WORTH) * min([peak, *parts]):
+            made.append((change, then))
+    said = [(", ".join(f"{name}={value!r}" for name, value in change.items()), then) for change, then in made]
+    nf4 = peak - _nf4_saves(plan.policy)
+    if not plan.policy.origin.quantize and plan.policy.has_adapter and nf4 < (1 - WORTH) * peak:
+        said.append(('wb.load(..., quantize="nf4")', nf4))
     found = [
-        Change(words, int(then), None if free is None else max(0, then - now) <= MARGIN * free)
-        for words, then in made
-        if then < (1 - WORTH) * peak
+        Change(words, int(then), None if free is None else max(0, then - now) <= MARGIN * free) for words, then in said
     ]
     return sorted(found, key=lambda change: change.peak)
 

@@ -1,10 +1,10 @@
-"""Where the scored tokens of several sequences lie: one batch of lines, or prompts and what follows them apart.
+"""Where the scored tokens of several sequences lie in a padded batch.
 
 A sequence is scored from some position on: token t is predicted by the hidden state at position t - 1. Sequences are
 padded on the right, so under a causal mask no attention mask is needed: pads come after everything that counts.
 Several sequences may also be laid end to end in one line; their positions then start anew, by which the model keeps
-them apart (see `workbench.lines`). Or those that begin with the same prompt have it once, and their own tokens in
-lines of their own (see `workbench.prefixes`). The scores have one row a sequence either way.
+them apart (see `workbench.lines`). `workbench.flat` has another layout, without padding. The scores have one row a
+sequence either way.
 """
 
 from __future__ import annotations
@@ -47,42 +47,6 @@ class Layout:
         return self.ids.shape[1] - self.first
 
 
-@dataclass(frozen=True)
-class Shared:
-    """B sequences as a batch of their G prompts and one of what follows, both right-padded.
-
-    Tokens are in the order of `order`: the sequences of the first prompt, then those of the second, and so on. First
-    come the B' tokens that a prompt predicts (of the sequences that have any), then the others, row by row.
-    """
-
-    prompts: Tensor
-    """(G, P)"""
-    lengths: list[int]
-    """of the prompts"""
-    counts: list[int]
-    """sequences a prompt"""
-    ids: Tensor
-    """(B, T - 1) what follows the prompt, without the last token, which predicts nothing"""
-    positions: Tensor
-    """(B, T - 1) places in the sequence"""
-    allowed: Tensor
-    """(B, T - 1, P + T - 1) bool: which tokens of the prompt and of the sequence may be looked at"""
-    seen: Tensor
-    """(B, P + T - 1) the places in the sequence of what may be looked at"""
-    begun: Tensor
-    """(B',) the sequences, in `order`, that have a scored token"""
-    place: Tensor
-    """(N - B',) of the scored tokens but the first of each sequence: what predicts them, in `ids` laid flat"""
-    row: Tensor
-    """(N,) the sequence, as given"""
-    column: Tensor
-    """(N,)"""
-    target: Tensor
-    """(N,)"""
-    mask: Tensor
-    """(B, T) bool, sequences as given"""
-
-
 def checked(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
     """Raises DataError for a start that nothing comes before."""
     if len(sequences) != len(starts):
@@ -96,6 +60,22 @@ def checked(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
                 "nothing predicts a first token. Start between 1 and the length (an empty prompt needs a BOS "
                 "token)."
             )
+
+
+def families_of(
+    sequences: Sequence[Sequence[int]], starts: Sequence[int], groups: Sequence[int]
+) -> list[list[int]]:
+    """The sequences of each group, in order. Raises DataError where they do not begin with the same tokens up to their
+    start, and for a start that nothing comes before."""
+    checked(sequences, starts)
+    families: dict[int, list[int]] = {}
+    for b, group in enumerate(groups):
+        families.setdefault(group, []).append(b)
+    for group, rows in families.items():
+        prompts = {tuple(sequences[b][: starts[b]]) for b in rows}
+        if len(prompts) > 1:
+            raise DataError(f"token_scores: the sequences of group {group} do not begin with the same prompt.")
+    return list(families.values())
 
 
 def layout(
@@ -146,70 +126,6 @@ def _end_to_end(lengths: Sequence[int], lines: Sequence[int]) -> tuple[list[int]
         offset.append(widths[line])
         widths[line] += length
     return line_of, offset, widths
-
-
-def shared(
-    sequences: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    groups: Sequence[int],
-    filler: int,
-    device: torch.device | str,
-) -> Shared:
-    """The two batches for scoring `sequences[b][starts[b]:]`, where sequences with the same number in `groups` begin
-    with the same tokens, up to their start. Raises DataError where they do not, and for a start below 1."""
-    checked(sequences, starts)
-    members: dict[int, list[int]] = {}
-    for b, group in enumerate(groups):
-        members.setdefault(group, []).append(b)
-    prompts = [list(sequences[rows[0]][: starts[rows[0]]]) for rows in members.values()]
-    for prompt, (group, rows) in zip(prompts, members.items(), strict=True):
-        if any(list(sequences[b][: starts[b]]) != prompt for b in rows):
-            raise DataError(f"token_scores: the sequences of group {group} do not begin with the same prompt.")
-    order = [b for rows in members.values() for b in rows]
-    counts = [len(rows) for rows in members.values()]
-    rest = [list(sequences[b][starts[b] :]) for b in order]
-    number = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))  # (B,) the prompt of each row
-    lengths = torch.tensor([len(p) for p in prompts])
-    long, width = int(lengths.max()), max(map(len, rest))
-    begun = torch.tensor([i for i, tokens in enumerate(rest) if tokens], dtype=torch.long)
-    follow = torch.tensor([len(tokens) for tokens in rest])  # (B,)
-    steps = torch.arange(max(width - 1, 0))  # of the tokens that predict something, in their line
-    mine = steps[None, :] < follow[:, None] - 1  # (B, T - 1)
-    before = lengths[number]  # (B,)
-    row, step = mine.nonzero(as_tuple=True)
-    target = _padded(rest, max(width, 1), filler)  # (B, T)
-    ids = target[:, : len(steps)]
-    prompt_places = torch.arange(long)[None, :].expand(len(order), -1)  # (B, P)
-    positions = before[:, None] + steps  # (B, T - 1)
-    ahead = (prompt_places < before[:, None])[:, None, :].expand(-1, len(steps), -1)
-    causal = (steps[:, None] >= steps[None, :])[None].expand(len(order), -1, -1)
-    places = torch.tensor(order)
-    mask = torch.zeros(len(order), width, dtype=torch.bool)
-    mask[places] = torch.arange(width)[None, :] < follow[:, None]
-    tensors = dict(
-        prompts=_padded(prompts, long, filler),
-        ids=ids,
-        # pads stay within the model's reach
-        positions=torch.where(mine, positions, before[:, None]),
-        allowed=torch.cat([ahead, causal], -1),
-        seen=torch.cat([prompt_places, positions], -1),
-        begun=begun,
-        place=row * len(steps) + step,
-        row=places[torch.cat([begun, row])],
-        column=torch.cat([torch.zeros_like(begun), step + 1]),
-        target=torch.cat([target[begun, 0], target[row, step + 1]]),
-        mask=mask,
-    )
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return Shared(**moved, lengths=lengths.tolist(), counts=counts)
-
-
-def _padded(rows: Sequence[Sequence[int]], width: int, filler: int) -> Tensor:
-    """(R, width)"""
-    made = torch.full((len(rows), width), filler, dtype=torch.long)
-    for i, row in enumerate(rows):
-        made[i, : len(row)] = torch.as_tensor(row, dtype=torch.long)
-    return made
 
 
 class _Taken(torch.autograd.Function):

@@ -7,7 +7,8 @@ fit. Neither changes a result: normalisers are global to the update.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -16,7 +17,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench import prefixes
 from workbench.trunk import base_of
 
 FIXED = {"cpu": 64, "cuda": 1024}
@@ -89,77 +89,63 @@ class Unit:
 
     rows: list[int]
     count: int
-    """lines"""
+    """lines, where rows are padded"""
     width: int
     """tokens of the longest line"""
+    own: int
+    """tokens of all rows that go through the trunk in one line: without a prompt that they share with other rows, and
+    without each row's last token, which predicts nothing"""
     prompt: int | None = None
-    """the number of the prompt that these rows, and rows of other units, begin with; None: each has its own"""
+    """the number of that prompt; None: there is none"""
     prompt_tokens: int = 0
-    own: int = 0
-    """tokens of the longest line after the prompt that go through the trunk; the last one predicts nothing"""
 
 
 @dataclass(frozen=True)
 class Rate:
     """What a micro-batch costs.
 
-    fixed         beside its tokens, in tokens
-    padding_free  rows are laid end to end (see `lines.of`): what counts is their sum
+    fixed   beside its tokens, in tokens
+    padded  lines are as wide as the widest of their micro-batch; otherwise what counts is the sum of the tokens, each
+            prompt that rows share once
     """
 
     fixed: int = FIXED["cpu"]
-    padding_free: bool = False
+    padded: bool = True
 
 
-def rate_of(policy, padding_free: bool = False) -> Rate:
+def rate_of(policy, padded: bool = True) -> Rate:
     """That of the policy's device."""
-    return Rate(FIXED.get(policy.device.type, FIXED["cpu"]), padding_free)
+    return Rate(FIXED.get(policy.device.type, FIXED["cpu"]), padded)
 
 
 def units_of(batch: Batch, shared: Sequence[int] | None = None) -> list[Unit]:
-    """The units of `batch`; `shared`: see `prefixes.of`."""
-    lengths, scored = batch.lengths(), batch.scored()
+    """The units of `batch`; `shared`: rows with the same number share a prompt (see `prefixes.of`)."""
+    lengths = batch.lengths()
+    members = Counter(shared or ())
     made = []
     for rows in batch.units():
-        width = max(lengths[i] for i in rows)
-        if batch.lines is not None:
-            made.append(Unit(rows, 1, sum(lengths[i] for i in rows)))
-        elif shared is not None and len({shared[i] for i in rows}) == 1:
-            own = max(0, max(scored[i] for i in rows) - 1)
-            made.append(Unit(rows, len(rows), width, shared[rows[0]], batch.starts[rows[0]], own))
+        whole = sum(lengths[i] for i in rows)
+        count, width = (len(rows), max(lengths[i] for i in rows)) if batch.lines is None else (1, whole)
+        prompts = set() if shared is None else {shared[i] for i in rows}
+        if len(prompts) == 1 and members[shared[rows[0]]] > 1:
+            start = batch.starts[rows[0]]
+            made.append(Unit(rows, count, width, whole - len(rows) * (start + 1), shared[rows[0]], start))
         else:
-            made.append(Unit(rows, len(rows), width))
+            made.append(Unit(rows, count, width, whole if shared is None else whole - len(rows)))
     return made
 
 
-def tokens_of(units: Sequence[Unit], padding_free: bool = False) -> int:
-    """Tokens of a micro-batch of these units, padding included: lines as wide as the widest, or prompts once and what
-    follows them, where that pays (see `prefixes`)."""
-    return _tokens(units, padding_free)[0]
+def tokens_of(units: Sequence[Unit], padded: bool = True) -> int:
+    """Tokens of a micro-batch of these units that go through the trunk: see `Rate`."""
+    if padded:
+        return sum(unit.count for unit in units) * max(unit.width for unit in units)
+    prompts = {unit.prompt: unit.prompt_tokens for unit in units if unit.prompt is not None}
+    return sum(unit.own for unit in units) + sum(prompts.values())
 
 
 def cost_of(units: Sequence[Unit], rate: Rate) -> int:
-    """What a micro-batch of these units costs, in tokens; prompts apart are a second pass."""
-    tokens, passes = _tokens(units, rate.padding_free)
-    return tokens + passes * rate.fixed
-
-
-def _tokens(units: Sequence[Unit], padding_free: bool) -> tuple[int, int]:
-    """Tokens, and passes through the trunk."""
-    if padding_free:
-        return sum(unit.count * unit.width for unit in units), 1
-    lines = sum(unit.count for unit in units)
-    plain = lines * max(unit.width for unit in units)
-    if any(unit.prompt is None for unit in units):
-        return plain, 1
-    prompts = len({unit.prompt for unit in units})
-    once = prompts * max(unit.prompt_tokens for unit in units) + lines * max(unit.own for unit in units)
-    return (once, 2) if prompts < lines and _pays(plain, once) else (plain, 1)
-
-
-def _pays(plain, once):
-    """Whether prompts go apart (see `prefixes.worth_it`) that make `once` tokens of `plain` ones; also of arrays."""
-    return (plain - once >= prefixes.SAVED_TOKENS) & (plain - once >= prefixes.SAVED_SHARE * plain)
+    """What a micro-batch of these units costs, in tokens."""
+    return tokens_of(units, rate.padded) + rate.fixed
 
 
 # -- plan
@@ -175,49 +161,36 @@ def plan(
 ) -> list[list[int]]:
     """Rows of each micro-batch, the largest first: it shows at once whether they fit. Units stay whole.
 
-    size    units a micro-batch, sorted by length; None: as many as cost least
+    size    units a micro-batch, in order; None: as many as cost least
     most    tokens a micro-batch may have, padding included; a unit with more goes alone. None: any number
-    shared  the number of each row's prompt, where prompts may go through the trunk once (see `prefixes.of`)
+    shared  the number of each row's prompt (see `prefixes.of`)
+
+    Padded units are taken by length, others prompt by prompt.
     """
     most = _ALL if most is None else most
-    units = sorted(units_of(batch, shared), key=_length)
-    if size is None:
-        orders = [units] if shared is None else [units, _grouped(units, most)]
-        cuts = [_cut(order, most, rate) for order in orders]
-    else:
-        orders = [units] if shared is None else [units, sorted(units, key=lambda unit: unit.prompt or 0)]
-        cuts = [_chunks(order, size, most, rate) for order in orders]
-    cut = min(cuts, key=lambda cut: sum(cost_of(part, rate) for part in cut))
-    cut.sort(key=lambda part: -tokens_of(part, rate.padding_free))
+    units = units_of(batch, shared)
+    units.sort(key=(lambda unit: -unit.width) if rate.padded else _by_prompt(units))
+    cut = _cut(units, most, rate) if size is None else _chunks(units, size, most, rate)
+    cut.sort(key=lambda part: -tokens_of(part, rate.padded))
     return [[row for unit in part for row in unit.rows] for part in cut]
 
 
-def _length(unit: Unit) -> int:
-    """The longest come first."""
-    return -unit.width if unit.prompt is None else -unit.own
+def _by_prompt(units: Sequence[Unit]) -> Callable[[Unit], tuple[int, int]]:
+    """Units that share a prompt together, in the order of the prompts' first units; the longest first."""
+    first: dict[int, int] = {}
+    for number, unit in enumerate(units):
+        if unit.prompt is not None:
+            first.setdefault(unit.prompt, number)
+    place = {id(unit): first.get(unit.prompt, number) for number, unit in enumerate(units)}
+    return lambda unit: (place[id(unit)], -unit.own)
 
 
 def _chunks(units: list[Unit], size: int, most: int, rate: Rate) -> list[list[Unit]]:
     """`size` units each, in order, but no more tokens than `most`."""
     made = []
     for chunk in (units[i : i + size] for i in range(0, len(units), size)):
-        fits = tokens_of(chunk, rate.padding_free) <= most
-        made += [chunk] if fits else _cut(sorted(chunk, key=_length), most, rate)
+        made += [chunk] if tokens_of(chunk, rate.padded) <= most else _cut(chunk, most, rate)
     return made
-
-
-def _grouped(units: list[Unit], most: int) -> list[Unit]:
-    """Units that share a prompt made one, where that is no larger than `most`; by length again."""
-    groups: dict[tuple, list[Unit]] = {}
-    for number, unit in enumerate(units):
-        groups.setdefault((unit.prompt,) if unit.prompt is not None else (None, number), []).append(unit)
-    made = []
-    for group in groups.values():
-        rows, count = [row for unit in group for row in unit.rows], sum(unit.count for unit in group)
-        width, own = max(unit.width for unit in group), max(unit.own for unit in group)
-        whole = Unit(rows, count, width, group[0].prompt, group[0].prompt_tokens, own)
-        made += [whole] if tokens_of(group) <= most else group
-    return sorted(made, key=_length)
 
 
 def _cut(units: list[Unit], most: int, rate: Rate) -> list[list[Unit]]:
@@ -225,9 +198,9 @@ def _cut(units: list[Unit], most: int, rate: Rate) -> list[list[Unit]]:
     end, over the parts that begin at each unit."""
     n = len(units)
     best, until = np.zeros(n + 1), [0] * n
-    for i, tokens, passes in _parts(units, rate.padding_free):
-        total = np.where(tokens <= most, tokens + passes * rate.fixed + best[i + 1 : i + 1 + len(tokens)], np.inf)
-        total[0] = tokens[0] + passes[0] * rate.fixed + best[i + 1]  # alone it goes, however long
+    for i, tokens in _parts(units, rate.padded):
+        total = np.where(tokens <= most, tokens + rate.fixed + best[i + 1 : i + 1 + len(tokens)], np.inf)
+        total[0] = tokens[0] + rate.fixed + best[i + 1]  # alone it goes, however long
         until[i] = i + 1 + int(total.argmin())
         best[i] = total[until[i] - i - 1]
     made, at = [], 0
@@ -237,33 +210,24 @@ def _cut(units: list[Unit], most: int, rate: Rate) -> list[list[Unit]]:
     return made
 
 
-def _parts(units: list[Unit], padding_free: bool) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """For each i, from the last to the first: tokens and passes (see `_tokens`) of the parts that begin with unit i and
-    end before j, for j = i + 1 to n. Each follows from what was known of the parts that begin with unit i + 1."""
+def _parts(units: list[Unit], padded: bool) -> Iterator[tuple[int, np.ndarray]]:
+    """For each i, from the last to the first: tokens of the parts that begin with unit i and end before j, for j =
+    i + 1 to n. Each follows from what was known of the parts that begin with unit i + 1."""
     n = len(units)
-    before = np.cumsum([0, *(unit.count for unit in units)])  # lines before unit j
-    filled = np.cumsum([0, *(unit.count * unit.width for unit in units)])
-    apart = any(unit.prompt is None for unit in units)
-    width, own, longest, prompts = np.zeros((4, n + 1), dtype=np.int64)
-    seen: dict[int | None, int] = {}
+    before = np.cumsum([0, *((unit.count if padded else unit.own) for unit in units)])  # lines, or tokens
+    width, prompts = np.zeros((2, n + 1), dtype=np.int64)
+    seen: dict[int, int] = {}
     for i in reversed(range(n)):
         unit, ends = units[i], slice(i + 1, n + 1)
-        lines, ones = before[ends] - before[i], np.ones(n - i, dtype=np.int64)
-        if padding_free:
-            yield i, filled[ends] - filled[i], ones
+        if padded:
+            np.maximum(width[ends], unit.width, out=width[ends])
+            yield i, (before[ends] - before[i]) * width[ends]
             continue
-        np.maximum(width[ends], unit.width, out=width[ends])
-        plain = lines * width[ends]
-        if apart:
-            yield i, plain, ones
-            continue
-        np.maximum(own[ends], unit.own, out=own[ends])
-        np.maximum(longest[ends], unit.prompt_tokens, out=longest[ends])
-        prompts[i + 1 : seen.get(unit.prompt, n) + 1] += 1
-        seen[unit.prompt] = i
-        once = prompts[ends] * longest[ends] + lines * own[ends]
-        pays = (prompts[ends] < lines) & _pays(plain, once)
-        yield i, np.where(pays, once, plain), np.where(pays, 2, 1)
+        if unit.prompt is not None:
+            # parts that reach another unit with this prompt have counted it already
+            prompts[i + 1 : seen.get(unit.prompt, n) + 1] += unit.prompt_tokens
+            seen[unit.prompt] = i
+        yield i, before[ends] - before[i] + prompts[ends]
 
 
 # -- budget

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench import adapters, keys, layouts, quantisation, scoring, summary, trunk, worker
+from workbench import adapters, flat, keys, layouts, quantisation, scoring, summary, trunk, worker
 from workbench.adapters import folding
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.loading import Loaded, load_parts, quiet
@@ -241,12 +241,13 @@ class Policy:
         Results are (B, T) with T the longest scored part, differentiable unless under `torch.no_grad()`; see
         `scoring.TokenScores`. `temperature` divides the logits. `needs`: see `heads.statistics`; without "entropy" in
         it the entropy is a number to look at, which spares its derivative. `lines`: sequences with the same number are
-        laid end to end (see `workbench.lines`). `groups`, where there are no lines: sequences with the same number
-        share all tokens before their start, which go through the trunk once (see `workbench.prefixes`). Raises
-        DataError for a start below 1 and for a group without a common prompt.
+        laid end to end (see `workbench.lines`). `groups`: a number for each sequence; those with the same number share
+        all tokens before their start, and all lie in one line without padding (see `workbench.flat`; not every model
+        takes that, `workbench.prefixes` says which). Raises DataError for a start below 1 and for a group without a
+        common prompt.
         """
-        if groups is not None and lines is None:
-            batch = layouts.shared(sequences, starts, groups, self.filler, self.device)
+        if groups is not None:
+            batch = flat.layout(sequences, starts, groups, self.device)
         else:
             batch = layouts.layout(sequences, starts, self.filler, self.device, lines)
         return scoring.score(self.model, batch, temperature, needs)

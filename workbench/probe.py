@@ -49,19 +49,16 @@ class Foretold:
 
 
 def places(part: update.Batch, padding_free: bool, shared: Sequence[int] | None) -> int:
-    """Tokens of a micro-batch that go through the model, padding included, and each of the prompts `shared` once."""
-    if shared is None:
-        return micro_batches.tokens_of(micro_batches.units_of(part), padding_free)
-    return len(set(shared)) * max(part.starts) + len(part) * (max(part.scored()) - 1)
+    """Tokens of a micro-batch that go through the model: padding included, or each of the prompts `shared` once."""
+    return micro_batches.tokens_of(micro_batches.units_of(part, shared), shared is None and not padding_free)
 
 
 def shared_prompts(policy: Any, part: update.Batch, settings: Any, grad: bool = True) -> list[int] | None:
-    """The number of each row's prompt, where an update puts prompts through the model once."""
-    if settings.padding_free or part.lines is not None:
-        return None
-    if grad and not settings.disable_dropout and trunk.has_dropout(policy.model):
-        return None
-    return prefixes.of(policy, part.sequences, part.starts)
+    """The number of each row's prompt, where rows go through the model in one line."""
+    shared = prefixes.of(policy, part.sequences, part.starts)
+    if shared is not None and grad and not settings.disable_dropout and trunk.has_dropout(policy.model):
+        return list(range(len(part)))
+    return shared
 
 
 def learning(policy: Any, part: update.Batch, objective: Objective, settings: Any, *, again: bool) -> Foretold:
@@ -117,11 +114,10 @@ def _foretold(
 
 
 class _Sharing:
-    """A policy that puts prompts through the model once for all rows that have them, or never: what is worth it at full
-    length is not at the lengths tried here."""
+    """A policy whose rows share prompts also where these are as short as here."""
 
-    def __init__(self, policy: Any, shares: bool):
-        self._policy, self._shares = policy, shares
+    def __init__(self, policy: Any, flat: bool):
+        self._policy, self._flat = policy, flat
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._policy, name)
@@ -131,7 +127,7 @@ class _Sharing:
         groups = [
             numbers.setdefault(tuple(ids[:start]), len(numbers)) for ids, start in zip(sequences, starts, strict=True)
         ]
-        return self._policy.token_scores(sequences, starts, **how | {"groups": groups if self._shares else None})
+        return self._policy.token_scores(sequences, starts, **how | {"groups": groups if self._flat else None})
 
 
 def _head(policy: Any, halves: trunk.Trunk | None, tokens: int) -> float:
@@ -168,11 +164,12 @@ def _texts(
     policy: Any, chosen: update.Batch, unit: int, passes: int, prompts: Sequence[int] | None
 ) -> tuple[update.Batch, list[list[int]]]:
     """Texts of the rows' lengths at `unit` tokens a part, each row once a pass, and the micro-batches."""
+    last = 0 if prompts is None else 1  # of a row in one line the last token does not go through the model
     prompts = prompts or range(len(chosen))
     sequences, starts, lines = [], [], []
     for number in range(passes):
         for row, (length, start) in enumerate(_parts(chosen)):
-            sequences.append([prompts[row] % policy.vocab_size, *[policy.filler] * (max(2, length * unit) - 1)])
+            sequences.append([prompts[row] % policy.vocab_size, *[policy.filler] * (max(2, length * unit) + last - 1)])
             starts.append(max(1, start * unit))
             lines.append((number, row if chosen.lines is None else chosen.lines[row]))
     numbers = {line: number for number, line in enumerate(dict.fromkeys(lines))}

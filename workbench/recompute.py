@@ -14,11 +14,17 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
+"""PEFT's adapters that hand a model a cache"""
+
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that transformers offers for recomputing; none in models that do not support it."""
+    """The layers that transformers offers for recomputing; none in models that do not support it, and none under an
+    adapter that puts keys and values before the text: a layer that is run again would append to them again."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    if any(config.peft_type in KEYS_AND_VALUES for config in getattr(model, "peft_config", {}).values()):
+        return []
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 

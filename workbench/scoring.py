@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from workbench import heads, prompt_once, trunk
+from workbench import flat, heads, trunk
+from workbench.flat import Flat
 from workbench.heads import statistics
-from workbench.layouts import Layout, Shared, take
+from workbench.layouts import Layout, take
 
 
 @dataclass
@@ -75,12 +76,12 @@ class Predictions:
         return (slice(first, first + size) for first in range(0, len(self.target), size))
 
 
-def predictions(model: nn.Module, batch: Layout | Shared) -> Predictions:
-    """One pass of the trunk over the batch, of at least one scored token. A `Shared` batch takes a model that can be
+def predictions(model: nn.Module, batch: Layout | Flat) -> Predictions:
+    """One pass of the trunk over the batch, of at least one scored token. A `Flat` batch takes a model that can be
     cut."""
     halves = trunk.of(model)
-    if isinstance(batch, Shared):
-        return Predictions(prompt_once.states(model, halves, batch), batch.target, halves)
+    if isinstance(batch, Flat):
+        return Predictions(flat.states(model, halves, batch), batch.target, halves)
     apart = {} if batch.positions is None else {"position_ids": batch.positions}
     if halves is None:
         # counted from the end, so that virtual tokens of a prompt-learning adapter in front do not matter
@@ -92,7 +93,7 @@ def predictions(model: nn.Module, batch: Layout | Shared) -> Predictions:
 
 
 def score(
-    model: nn.Module, batch: Layout | Shared, temperature: float = 1.0, needs: frozenset[str] = frozenset()
+    model: nn.Module, batch: Layout | Flat, temperature: float = 1.0, needs: frozenset[str] = frozenset()
 ) -> TokenScores:
     """Scores of a batch. `needs`: see `heads.statistics`."""
     names = ["logprob", "entropy", "top1", *sorted(needs & {"mean_logprob", "log_sum_sq"})]
@@ -107,7 +108,7 @@ def score(
     return TokenScores(**{name: spread(name) for name in names}, mask=batch.mask)
 
 
-def _made(model: nn.Module, batch: Layout | Shared, temperature: float, needs: frozenset[str]) -> dict[str, Tensor]:
+def _made(model: nn.Module, batch: Layout | Flat, temperature: float, needs: frozenset[str]) -> dict[str, Tensor]:
     """The statistics of all scored tokens, each (N,)."""
     ahead = predictions(model, batch)
     if ahead.halves is not None:

@@ -6,7 +6,7 @@ Normalisers are global to the update, so how its rows are split into micro-batch
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench import lines, objectives, optimiser, precision, prefixes, recompute, worker
+from workbench import flat, lines, objectives, optimiser, precision, prefixes, recompute, worker
 from workbench.adapters import fused
 from workbench.errors import RunError, SettingError
 from workbench.keys import key, torch_seed
@@ -91,19 +91,23 @@ def gradients(
                 part.sequences, part.starts, temperature=temperature, needs=objective.needs, **laid
             )
 
-    with _ready(model, train_mode and grad, gradient_checkpointing and grad), computing(model, bf16):
+    with _ready(policy, train_mode and grad, gradient_checkpointing and grad), computing(model, bf16):
         if objective.coupled and len(micro_batches) > 1:
             return _together(batch, objective, totals, micro_batches, scored, grad)
         return _one_by_one(objective, totals, len(micro_batches), scored, grad)
 
 
 @contextmanager
-def _ready(model: torch.nn.Module, train: bool, gradient_checkpointing: bool) -> Iterator[None]:
+def _ready(policy, train: bool, gradient_checkpointing: bool) -> Iterator[None]:
     """The model as an update needs it; afterwards it is as it was. Whatever surrounds an update is entered here."""
-    was_training = model.training
+    model, was_training = policy.model, policy.model.training
     model.train(train)
     try:
-        with recompute.recomputing(model) if gradient_checkpointing else nullcontext():
+        with ExitStack() as stack:
+            if gradient_checkpointing:
+                stack.enter_context(recompute.recomputing(model))
+                if prefixes.takes_spans(policy):
+                    stack.enter_context(flat.attending(model))
             yield
     finally:
         model.train(was_training)
@@ -118,10 +122,10 @@ def computing(model: torch.nn.Module, bf16: bool) -> Iterator[None]:
 
 
 def laid_out(policy, part: Batch, padding_free: bool) -> dict[str, list[int] | None]:
-    """How the rows of a micro-batch go through the model, for `policy.token_scores`: several in a line, or prompts that
-    rows share once."""
-    laid = lines.of(policy, part.lengths(), part.lines, padding_free)
-    return {"lines": laid, "groups": None if laid is not None else prefixes.of(policy, part.sequences, part.starts)}
+    """How the rows of a micro-batch go through the model, for `policy.token_scores`: all in one line, prompts that rows
+    share once; for models that do not take that several in a line, or padded."""
+    groups = prefixes.of(policy, part.sequences, part.starts)
+    return {"groups": groups, "lines": None if groups else lines.of(policy, part.lengths(), part.lines, padding_free)}
 
 
 def _one_by_one(objective, totals, count: int, scored, grad: bool) -> Outcome:
@@ -196,7 +200,7 @@ def check(policy, settings: Settings) -> None:
     optimiser.check(policy.params(), settings)
     precision.check(policy, settings.bf16)
     if settings.bf16:
-        prefixes.takes_prompts_once(policy)  # tried now, in full precision: that is what its tolerance is for
+        prefixes.takes_spans(policy)  # tried now, in full precision: that is what its tolerance is for
     if settings.gradient_checkpointing and not recompute.layers(policy.model):
         raise SettingError(
             f"gradient_checkpointing=True: {policy.origin.model} has no layers that can be recomputed. Leave it out;"

@@ -23,6 +23,11 @@ DRAWN = "n => Number(document.querySelector('.wb-dashboard')?.dataset.drawn ?? -
 PAINTED = "() => Number(document.querySelector('.wb-tokens')?.dataset.painted ?? 0) > 0"
 ANSWERED = "() => document.querySelector('.wb-play')?.dataset.status === 'done'"
 SOLUTION = "{sum}={answer}\n#### {answer}"
+AS_IN_LAB = """body { font: 14px system-ui; background: white } .wb-live { padding: 12px }
+table { border-collapse: collapse; font-size: 13px } th { border-bottom: 1px solid #bdbdbd }
+th, td { padding: 4px 10px }
+tbody tr:nth-child(odd) { background: #f5f5f5 }"""
+"""what JupyterLab does to HTML that is no widget"""
 
 
 def right_and_worked(completions, answer, **kwargs):
@@ -194,6 +199,18 @@ def test_label(page, show, run, tmp_path, shot):
     page.wait_for_function("() => document.querySelector('.wb-label')?.dataset.done === '1'")
     assert len(view.rows) == 1
     shot("label", ".wb-live")
+
+
+def test_forecast(page, policy, shot):
+    plan = dict(steps=10, prompts_per_step=8, group_size=16, max_new_tokens=256, micro_batch_size=32)
+    foretold = wb.forecast(policy.reset(), "grpo", wb.task("sums", size=128), **plan)
+    html = foretold.picture().static_html()
+    assert "<script" not in html
+    page.set_viewport_size({"width": 900, "height": 900})
+    page.set_content(f'<style>{AS_IN_LAB}</style><div class="wb-live">{html}</div>')
+    assert page.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") > 700
+    assert "What would take less" in page.locator(".wb-static").inner_text()
+    shot("forecast", ".wb-live")
 
 
 def test_report(page, run, folder, shot):

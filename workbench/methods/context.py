@@ -198,21 +198,19 @@ class Context:
 
     def _planned(self, batch: update.Batch, grad: bool) -> list[list[int]]:
         most = self.budget.tokens(self.policy, self.settings, grad)
-        rate = micro_batches.rate_of(self.policy, self.settings.padding_free)
-        shared = self._shared(batch)
+        shared = prefixes.of(self.policy, batch.sequences, batch.starts)
+        rate = micro_batches.rate_of(self.policy, self._padded(shared))
         return micro_batches.plan(batch, self.settings.micro_batch_size, most, rate=rate, shared=shared)
 
-    def _shared(self, batch: update.Batch) -> list[int] | None:
-        """The prompts that rows may share: none where they are laid end to end."""
-        if self.settings.padding_free or batch.lines is not None:
-            return None
-        return prefixes.of(self.policy, batch.sequences, batch.starts)
+    def _padded(self, shared: list[int] | None) -> bool:
+        return shared is None and not self.settings.padding_free
 
     def _size(self, batch: update.Batch, rows: list[int]) -> tuple[int, int]:
         """Tokens and units of a micro-batch."""
         part = batch.take(rows)
-        units = micro_batches.units_of(part, self._shared(part))
-        return micro_batches.tokens_of(units, self.settings.padding_free), len(units)
+        shared = prefixes.of(self.policy, part.sequences, part.starts)
+        units = micro_batches.units_of(part, shared)
+        return micro_batches.tokens_of(units, self._padded(shared)), len(units)
 
     def _too_large(self, batch: update.Batch, tried: list[int], said: str, grad: bool) -> str:
         what = "pack" if batch.lines is not None else {1: "row", 2: "pair"}.get(batch.unit, "unit of rows")

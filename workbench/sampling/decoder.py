@@ -16,6 +16,8 @@ import numpy as np
 import torch
 
 from workbench import keys as stateless
+from workbench import out_of_memory
+from workbench.errors import RunError
 from workbench.sampling.choices import Drawn, Sampling, check_stop_strings, check_whole
 from workbench.sampling.drawing import draw, truncate
 from workbench.sampling.fitting import bytes_per_token, why_plain
@@ -52,23 +54,39 @@ def decode(
 
     `text` gives the text of ids, by which `sampling.stop_strings` are found. `check` is called before every token and
     may raise to end the work; `on_token` after every one, with its row and what that row has so far. Raises RunError if
-    the model's logits are not numbers. The model must be in eval mode.
+    the model's logits are not numbers, and if memory runs out. The model must be in eval mode.
     """
     if not prompts:
         return []
+    stops = StopStrings(sampling.stop_strings, text) if sampling.stop_strings else None
+    try:
+        source, places = _source(model, filler, prompts, n, sampling)
+        batch = _Batch(source, places, [tuple(p) for p in prompts for _ in range(n)], keys, sampling, stop_ids, stops)
+        batch.check, batch.on_token = check or (lambda: None), on_token
+        batch.run()
+        return batch.drawn()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory.recognised(error):
+            raise
+        source = batch = None  # its keys and values, before what is left is given back
+        said = out_of_memory.clean_up(error, model)
+    raise RunError(
+        f"Memory ran out while {min(ROWS, len(prompts) * n)} completions of up to {sampling.max_new_tokens} tokens were"
+        f" sampled ({said}). What takes less: fewer of them at a time (prompts_per_step or group_size of a run, n); a"
+        " smaller max_new_tokens; shorter prompts; wb.load(..., dtype='bfloat16') or quantize='nf4'."
+    )
+
+
+def _source(
+    model: torch.nn.Module, filler: int, prompts: Sequence[Sequence[int]], n: int, sampling: Sampling
+) -> tuple[Slotted | Plain, int]:
+    """Where logits come from, and how many rows it has room for."""
     longest = max(map(len, prompts)) + sampling.max_new_tokens
     places = min(ROWS, len(prompts) * n)
-    if why_plain(model, filler) is None:
-        places = max(1, min(places, _room(model) // (bytes_per_token(model) * longest * 4 // 3)))
-        columns = longest - max(0, sampling.max_new_tokens - COLUMNS)
-        source = Slotted(model, filler, places, columns)
-    else:
-        source = Plain(model, filler)
-    stops = StopStrings(sampling.stop_strings, text) if sampling.stop_strings else None
-    batch = _Batch(source, places, [tuple(p) for p in prompts for _ in range(n)], keys, sampling, stop_ids, stops)
-    batch.check, batch.on_token = check or (lambda: None), on_token
-    batch.run()
-    return batch.drawn()
+    if why_plain(model, filler) is not None:
+        return Plain(model, filler), places
+    places = max(1, min(places, _room(model) // (bytes_per_token(model) * longest * 4 // 3)))
+    return Slotted(model, filler, places, longest - max(0, sampling.max_new_tokens - COLUMNS)), places
 
 
 def _room(model: torch.nn.Module) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from workbench import attention
+from workbench import attention, out_of_memory
 from workbench.sampling.sources import Plain, Slotted
 from workbench.trunk import base_of
 
@@ -21,9 +21,14 @@ _known: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
 
 def why_plain(model: nn.Module, filler: int) -> str | None:
     """Why a model is sampled without a cache; None: it takes slots. Tried once for each model, in eval mode."""
-    if model not in _known:
-        _known[model] = _unfit(model) or _tried(model, filler)
-    return _known[model]
+    if model in _known:
+        return _known[model]
+    why, certain = _unfit(model), True
+    if why is None:
+        why, certain = _tried(model, filler)
+    if certain:
+        _known[model] = why
+    return why
 
 
 def bytes_per_token(model: nn.Module) -> int:
@@ -55,19 +60,22 @@ def _unfit(model: nn.Module) -> str | None:
     return None if attention.takes_masks(model) else "its attention takes no ready masks"
 
 
-def _tried(model: nn.Module, filler: int) -> str | None:
-    """Compares the two on ragged prompts: first tokens, two more, and one after a row has left."""
+def _tried(model: nn.Module, filler: int) -> tuple[str | None, bool]:
+    """Compares the two on ragged prompts: first tokens, two more, and one after a row has left. Returns what is wrong,
+    and whether that is certain: weights that are not numbers now say nothing about the model."""
     vocabulary = base_of(model).config.get_text_config(decoder=True).vocab_size
     prompts = [[(7 * i + k) % vocabulary for i in range(length)] for k, length in enumerate((5, 2, 3), 1)]
     try:
         slotted, plain = _few_steps(Slotted(model, filler, 4, 8), prompts), _few_steps(Plain(model, filler), prompts)
-    except torch.OutOfMemoryError:
-        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        if out_of_memory.recognised(error):
+            raise
         # a model that was written for caches of its own stumbles over ours in ways nobody can list
-        return f"it does not run with a cache of slots ({type(error).__name__}: {error})".splitlines()[0][:200]
+        return f"it does not run with a cache of slots ({type(error).__name__}: {error})".splitlines()[0][:200], True
+    if not plain.isfinite().all():
+        return None, False
     close = CLOSE.get(plain.dtype, 1e-4) * plain.abs().max()
-    return None if (slotted - plain).abs().max() <= close else "with a cache of slots its logits are others"
+    return (None if (slotted - plain).abs().max() <= close else "with a cache of slots its logits are others"), True
 
 
 def _few_steps(source: Slotted | Plain, prompts: list[list[int]]) -> torch.Tensor:

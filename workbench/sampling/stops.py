@@ -11,8 +11,8 @@ MARGIN = 8
 class StopStrings:
     """Which completions contain one of `strings`; `text` gives the text of ids.
 
-    Only the last tokens are decoded: each has at least a byte of text (or none at all, for a special one), so that they
-    hold any stop string that the newest token completes. The whole completion is decoded to confirm it.
+    Only the last tokens are decoded, as many as have the text of the longest string and some more: so they hold any
+    stop string that the newest token completes. The whole completion is decoded to confirm it.
     """
 
     def __init__(self, strings: Sequence[str], text: Callable[[list[int]], str]):
@@ -24,7 +24,11 @@ class StopStrings:
         """Whether this token of the row completes a stop string."""
         ids = self.ids.setdefault(row, [])
         ids.append(token)
-        tail = self.text(ids[-self.reach :])
+        size = self.reach
+        tail = self.text(ids[-size:])
+        while len(tail.encode()) < self.reach and size < len(ids):  # tokens without text stand among them
+            size *= 2
+            tail = self.text(ids[-size:])
         if not any(string in tail for string in self.strings):
             return False
         whole = self.text(ids)

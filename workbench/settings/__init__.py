@@ -114,7 +114,8 @@ def _scalar(name: str, value: Any, kind: str, kinds: list[str]) -> Any:
             return int(value)
         if "float" in kinds:
             return float(value)
-    raise SettingError(f"{name}={value!r}: expected {kind}, got {type(value).__name__}.")
+    hint = f" Give a list: {name}=[{value!r}]." if isinstance(value, str) and "tuple[str, ...]" in kinds else ""
+    raise SettingError(f"{name}={value!r}: expected {kind}, got {type(value).__name__}.{hint}")
 
 
 def check(method: str, settings: Settings) -> None:
@@ -123,6 +124,8 @@ def check(method: str, settings: Settings) -> None:
         value = getattr(settings, field.name)
         several = isinstance(value, tuple)
         for i, item in enumerate(value if several else [value]):
+            if several and item == "":
+                raise SettingError(f"wb.{method}: {field.name}[{i}] is an empty text. Leave it out.")
             if item is not None and not isinstance(item, dict):
                 _check_one(method, f"{field.name}[{i}]" if several else field.name, item, field.metadata)
     s = settings

@@ -31,7 +31,10 @@ ARGUMENTS = {
 _ONE = "a run has one process and one device"
 _READ = "data is tokenised before the run and held in memory; there is no data loader"
 _STORED = "every number of every step is stored, and the views choose what they show"
-_VLLM = "completions are sampled by the policy itself, in this process; there is no server and no second copy"
+_VLLM = (
+    "completions are sampled by the policy itself, in this process, in batches that rows leave as they are done;"
+    " there is no server"
+)
 _HUB = "nothing is uploaded while a run goes on"
 _KEPT = "snapshots are written by step, and any step can be restored"
 
@@ -46,7 +49,9 @@ SPELT: dict[str, Answer] = {
     ),
     "gradient_accumulation_steps": Answer("micro_batch_size", "batch_size / micro_batch_size; never changes a result"),
     "per_device_eval_batch_size": Answer("micro_batch_size", "of training and evaluation alike"),
-    "auto_find_batch_size": Answer("micro_batch_size", "at None it finds itself, and falls where memory runs out"),
+    "auto_find_batch_size": Answer(
+        "micro_batch_size", "at None it is found, and less where memory runs out; wb.forecast tells what fits"
+    ),
     "num_generations": Answer("group_size", "completions per prompt"),
     "generation_batch_size": Answer("prompts_per_step and group_size", "their product"),
     "max_completion_length": Answer("max_new_tokens", "the same"),
@@ -54,7 +59,7 @@ SPELT: dict[str, Answer] = {
     "warmup_ratio": Answer("warmup_steps", "below 1 it is a share of all steps, as in transformers 5"),
     "data_seed": Answer("seed", "one seed; every draw is keyed by what it is for"),
     "train_sampling_strategy": Answer(
-        "shuffle_dataset", "'sequential' is shuffle_dataset=False; no grouping by length"
+        "shuffle_dataset", "'sequential' is shuffle_dataset=False; grouping by length would save no pads here"
     ),
     "activation_checkpointing": Answer("gradient_checkpointing", "off by default here, on in TRL; the same numbers"),
     # the model
@@ -146,13 +151,13 @@ _WITHOUT = {
         " dataloader_persistent_workers dataloader_pin_memory dataloader_prefetch_factor dataset_num_proc"
         " dataset_kwargs data_collator"
     ),
-    "batches are as wide as their longest row": "pad_to_multiple_of padding_value",
+    "no batch is wider than its longest row, and pads are never scored": "pad_to_multiple_of padding_value",
     _HUB: "hub_always_push hub_revision hub_strategy",
     "the Hub's own login is used": "hub_token",
     "the tracker's own settings say where its numbers go": (
         "project trackio_bucket_id trackio_space_id trackio_static_space_id"
     ),
-    "memory is not measured step by step": "skip_memory_metrics",
+    "memory is foretold by wb.forecast and run.forecast(), not measured step by step": "skip_memory_metrics",
     # not here
     _ONE: (
         "accelerator_config ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters"
@@ -165,11 +170,17 @@ _WITHOUT = {
         " vllm_structured_outputs_regex vllm_tensor_parallel_size use_transformers_continuous_batching"
         " use_transformers_paged transformers_continuous_batching_config rollout_func"
     ),
-    "logits are normalised in float32 always; the head computes in the model's precision": "cast_lm_head_to_fp32",
-    "no kernels of other projects replace the model's": "use_liger_kernel liger_kernel_config",
-    "models run as they are, without compilation": "torch_compile torch_compile_backend torch_compile_mode",
+    "logits are normalised in float32 always; the head's product has the precision of its weights, also with bf16": (
+        "cast_lm_head_to_fp32"
+    ),
+    "logits are made a piece at a time in every run; no kernels of other projects replace the model's": (
+        "use_liger_kernel liger_kernel_config"
+    ),
+    "models run as they are, without compilation; on CUDA the sampler captures its steps as graphs": (
+        "torch_compile torch_compile_backend torch_compile_mode"
+    ),
     "torch's global switches are yours: torch.backends.cuda.matmul.allow_tf32": "tf32",
-    "memory is left to torch's allocator": "torch_empty_cache_steps",
+    "memory is left to torch's allocator, which is emptied where memory ran out": "torch_empty_cache_steps",
     "code in a model's repository is never run": "trust_remote_code",
     "tasks are single turns: no tools and no environments": ("tools environment_factory max_tool_calling_iterations"),
     "rewards are functions; a reward model is one that you call in yours": "reward_processing_classes",
