@@ -197,6 +197,30 @@ def test_a_frozen_adapter_and_inputs_without_gradients():
     assert torch.equal(linear.lora_B["default"].weight.grad, ours[2])
 
 
+@pytest.mark.parametrize("room", [0, fused.SUMS])
+def test_sums_are_kept_while_they_are_true(monkeypatch, room):
+    monkeypatch.setattr(fused, "SUMS", room)
+    model, other = layer(torch.float64), layer(torch.float64, seed=1)
+    draw = torch.Generator().manual_seed(2)
+    x, weights = (torch.randn(7, n, dtype=torch.float64, generator=draw) for n in (24, 40))
+    expected = passed(model, x, weights)
+    mine = [p.data for p in model.parameters() if p.requires_grad]
+    theirs = [p.data for p in other.parameters() if p.requires_grad]
+    with fused.linears(model):
+        assert apart(passed(model, x, weights), expected) < 1e-12
+        first = model(x).detach()
+        for p, data in zip([p for p in model.parameters() if p.requires_grad], theirs, strict=True):
+            p.data = data  # as a reference is held for a while
+        assert (model(x).detach() - first).norm() > 0.1
+        with torch.no_grad():
+            mine[0].mul_(2)
+        for p, data in zip([p for p in model.parameters() if p.requires_grad], mine, strict=True):
+            p.data = data
+        assert (model(x).detach() - first).norm() > 0.1
+        again = passed(model, x, weights)
+    assert apart(again, passed(model, x, weights)) < 1e-12
+
+
 def test_products_that_are_rounded_anyway_do_not_swallow_a_small_adapter():
     model = layer(shift=False)
     linear = model.base_model.model.linear

@@ -1,7 +1,9 @@
 """The decoder against a slow reference of its own, and what happens at its edges: memory, odd tokens, odd weights."""
 
 import gc
+import json
 import random
+import sqlite3
 import weakref
 
 import numpy as np
@@ -11,7 +13,7 @@ import torch
 
 import workbench as wb
 from tests.models import PAD, prompt_of, tiny_policy
-from tests.runs import letters, rows_for
+from tests.runs import assert_same_weights, letters, make_run, rows_for, weights
 from workbench import footprint, keys
 from workbench import settings as settings_of
 from workbench.errors import RunError, SettingError
@@ -190,3 +192,24 @@ def test_no_change_is_advised_that_saves_no_more_than_a_part_of_it(tmp_path):
     assert "micro_batch_size=1, gradient_checkpointing=True" not in peaks
     both = {c.change: c.peak for c in wb.forecast(policy, "sft", max_length=64, batch_size=4).advice}
     assert both["micro_batch_size=1, gradient_checkpointing=True"] < 0.99 * both["micro_batch_size=1"]
+
+
+def test_a_run_whose_record_lacks_later_settings_goes_on_as_it_was(tmp_path):
+    run = make_run("grpo", tmp_path, steps=4)
+    run.run(3)
+    run.stop()
+    later = ("min_p", "repetition_penalty", "stop_strings", "bf16")
+    with sqlite3.connect(tmp_path / "run" / "run.db") as db:
+        (text,) = db.execute("SELECT value FROM meta WHERE key = 'settings'").fetchone()
+        stored = {name: value for name, value in json.loads(text).items() if name not in later}
+        db.execute("UPDATE meta SET value = ? WHERE key = 'settings'", (json.dumps(stored),))
+    db.close()
+    again = wb.resume(tmp_path / "run", rewards=[letters])
+    assert_same_weights(weights(again), weights(run))
+    again.rewind(1)
+    again.run(2)
+    assert_same_weights(weights(again), weights(run))
+    again.set(stop_strings=["e"], min_p=0.1)
+    again.run(1)
+    assert all("e" not in text[:-1] for text in again.rollouts(4)["completion"])
+    assert (again.settings["stop_strings"], again.settings["min_p"]) == (["e"], 0.1)

@@ -3,8 +3,9 @@
 PEFT's layer runs W x, then A x, B A x, the scaling and the sum, and autograd the same five backwards: per layer four
 passes over tensors of the output's size that multiply nothing. Here the update B A is added to the weight first, so
 that y = (W + s B A) x is one matrix product forwards and one backwards; A and B get their exact gradients from x and
-the output's gradient. The sum lives only while it is multiplied with, and is made again for the backward pass: for N
-tokens it costs r / N of the product. In 16 bits, where a sum of weights would round a small update away, the parts are
+the output's gradient. The sum is made once for all micro-batches of an update, as long as the sums of all layers take
+no more than `SUMS` bytes; in larger models it lives only while it is multiplied with, and is made again for the
+backward pass, which for N tokens costs r / N of the product. In 16 bits, where a sum of weights would round a small update away, the parts are
 multiplied apart and added in place.
 
 Under autocast (see `workbench.precision`) the frozen weights are rounded to 16 bits once an update, not once a layer
@@ -27,6 +28,8 @@ from torch.autograd.function import once_differentiable
 
 EXACT = (torch.float32, torch.float64)
 """precisions in which the adapter is added to the weight"""
+SUMS = 256 << 20
+"""bytes of weights with their adapters that are kept for the length of the block"""
 
 
 @contextmanager
@@ -88,16 +91,36 @@ def _forward(layer: Any, plain: Any, name: str, copies: _Copies, x: Tensor, *arg
         weight, bias = base.weight, base.bias
     else:
         return plain(x)
+    scaling = float(layer.scaling[name])
+    whole = copies.whole(layer, weight, a, b, scaling) if _folds(weight) else None
     with torch.autocast(kind, enabled=False):
-        return _Product.apply(x, weight, bias, a, b, float(layer.scaling[name]))
+        return _Product.apply(x, weight, bias, a, b, scaling, whole)
 
 
 class _Copies:
-    """Copies in 16 bits that last as long as the block: of frozen weights, and of the activations read last."""
+    """What lasts as long as the block: weights with their adapters, and copies in 16 bits of frozen weights and of the
+    activations read last."""
 
     def __init__(self) -> None:
+        self._sums: dict[nn.Module, tuple[tuple, Tensor]] = {}
+        self._room = SUMS
         self._weights: dict[nn.Module, tuple[Tensor, Tensor | None]] = {}
         self._last: tuple[Tensor, int, torch.dtype, Tensor] | None = None
+
+    def whole(self, layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
+        """W + s B A (out, in); None where there is no room to keep it. Made anew where other tensors, or other numbers,
+        stand in the layer (a reference is scored with its own)."""
+        now = tuple((part.data_ptr(), part._version) for part in (weight, a, b))
+        if layer in self._sums and self._sums[layer][0] == now:
+            return self._sums[layer][1]
+        if layer not in self._sums:
+            if weight.nbytes > self._room:
+                return None
+            self._room -= weight.nbytes
+        with torch.no_grad():
+            made = torch.addmm(weight, b, a, alpha=scaling)
+        self._sums[layer] = now, made
+        return made
 
     def weights(self, base: nn.Linear, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """Weight (out, in) and bias (out,) of a layer."""
@@ -124,12 +147,19 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scaling: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scaling: float,
+        whole: Tensor | None = None,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])  # (N, in)
         ctx.scaling, ctx.shape = scaling, x.shape
-        ctx.folded = _folds(weight)
-        whole = torch.addmm(weight, b, a, alpha=scaling) if ctx.folded else weight  # (out, in)
+        ctx.folded, ctx.whole = _folds(weight), whole
+        whole = _whole(ctx, weight, a, b)  # (out, in)
         out = rows @ whole.t() if bias is None else torch.addmm(bias, rows, whole.t())  # (N, out)
         down = None if ctx.folded else rows @ a.t()  # (N, r)
         if not ctx.folded:
@@ -141,19 +171,26 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, down = ctx.saved_tensors
-        x_wanted, _, _, a_wanted, b_wanted, _ = ctx.needs_input_grad
+        x_wanted, _, _, a_wanted, b_wanted, *_ = ctx.needs_input_grad
         out = gradients[0].reshape(-1, weight.shape[0])  # (N, out)
         up = (out @ b).mul_(ctx.scaling) if a_wanted or not ctx.folded else None  # (N, r)
         dx = da = db = None
         if x_wanted:
-            whole = torch.addmm(weight, b, a, alpha=ctx.scaling) if ctx.folded else weight
-            dx = out @ whole  # (N, in)
+            dx = out @ _whole(ctx, weight, a, b)  # (N, in)
             dx = (dx if ctx.folded else dx.addmm_(up, a)).view(ctx.shape)
         if a_wanted:
             da = up.t() @ rows
         if b_wanted:
-            db = (out.t() @ (rows @ a.t() if ctx.folded else down)).mul_(ctx.scaling)
-        return dx, None, None, da, db, None
+            down = rows @ a.t() if ctx.folded else down
+            db = (down.t() @ out).mul_(ctx.scaling).t()  # this way round takes half the time on a CPU
+        return dx, None, None, da, db, None, None
+
+
+def _whole(ctx: Any, weight: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """What x is multiplied with: W + s B A, or W where that is not done."""
+    if ctx.whole is not None or not ctx.folded:
+        return weight if ctx.whole is None else ctx.whole
+    return torch.addmm(weight, b, a, alpha=ctx.scaling)
 
 
 def _folds(weight: Tensor) -> bool:
