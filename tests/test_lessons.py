@@ -58,6 +58,14 @@ def test_the_lesson_on_repairs_measures_each_of_them(root):
         assert any(broken in line and repaired in line for line in checked), (broken, repaired)
 
 
+def test_the_lesson_on_memory_checks_what_it_says(root):
+    """The forecast against the measured peak, the split that changes nothing, samples without neighbours, a rewind."""
+    code = "\n".join(cells(root / "notebooks" / "fits_and_fast.ipynb", "code"))
+    checked = " ".join(line for line in code.splitlines() if line.startswith("assert "))
+    for claim in ("off", "spread", "alone.ids == drawn.ids", "there[numbers].equals"):
+        assert claim in checked, claim
+
+
 def test_the_page_of_views_shows_each_and_names_what_there_is(root):
     import workbench as wb
 

@@ -14,8 +14,9 @@ import torch
 import workbench as wb
 from tests.models import PAD, prompt_of, tiny_policy
 from tests.runs import assert_same_weights, letters, make_run, rows_for, weights
-from workbench import footprint, keys
+from workbench import footprint, keys, out_of_memory
 from workbench import settings as settings_of
+from workbench.adapters import folding
 from workbench.errors import RunError, SettingError
 from workbench.sampling import decoder, fitting, slots, stops
 
@@ -100,7 +101,14 @@ def test_memory_that_runs_out_while_sampling_is_told_and_given_back(tmp_path, mo
     def fail(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
+    def seen(error, model):
+        said = clean_up(error, model)
+        assert alive[0]() is None  # gone before torch's reserve is given back
+        return said
+
+    clean_up = out_of_memory.clean_up
     with monkeypatch.context() as patched:
+        patched.setattr(out_of_memory, "clean_up", seen)
         patched.setattr(slots.Slots, "__init__", made)
         patched.setattr(slots.Slots, "end", fail)
         with pytest.raises(RunError, match=r"4 completions of up to 9 tokens were sampled \(CUDA out .*max_new_tokens"):
@@ -174,6 +182,21 @@ def test_a_penalty_is_part_of_what_drawing_takes(tmp_path):
         for penalty in (1.0, 1.2)
     ]
     assert made[1] >= made[0] + 4 * 64 * policy.vocab_size  # at least which tokens each row has seen
+
+
+def test_folded_weights_are_foretold_alike_before_and_after_sampling_and_as_kept(tmp_path):
+    policy = tiny_policy(tmp_path / "m", lora=True)
+    settings = settings_of.make("grpo", {"max_new_tokens": 16})
+    before = footprint.drawn(policy, [4] * 8, settings)
+    assert not any(module in folding._buffers for module in policy.model.modules())  # no memory is kept
+    policy.sample("a", n=2, max_new_tokens=16)
+    made = [b for module in policy.model.modules() if (b := folding._buffers.get(module)) is not None]
+    assert before[0] == sum(buffer.numel() * buffer.element_size() for buffer in made) > 0
+    assert footprint.drawn(policy, [4] * 8, settings) == before
+    unfolded = footprint.drawn(policy, [4] * 8, settings_of.make("grpo", {"max_new_tokens": 2}))
+    assert unfolded == (0, before[1])  # what drawing takes is no matter of folding
+    phases = wb.forecast(policy, "grpo", max_new_tokens=16).phases
+    assert (phases["folded weights"] == before[0]).all()
 
 
 def test_keys_before_the_text_cannot_be_recomputed(tmp_path):

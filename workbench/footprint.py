@@ -113,16 +113,23 @@ def drawn(policy: Any, prompts: Sequence[int], settings: Any) -> tuple[int, int]
     """What sampling holds beside keys and values: folded weights, and what a token takes. Two tokens are drawn."""
     rows, each = places(prompts, settings), min(settings.group_size, decoder.ROWS)
     short = [PromptTokens("", [policy.filler] * SHORT)] * max(1, rows // each)
+    folding.forget(policy.model)  # as if nothing had been sampled yet; and none of it is kept
     with policy.at_rest():
-        fold = ledger.recorded(lambda: _folded(policy.model)).peak()
+        fold = ledger.recorded(lambda: _folded(policy.model, settings.max_new_tokens)).peak()
         tried = cache(policy, len(short) * each, [SHORT], 2)
         record = ledger.recorded(lambda: _drawn(policy, short, each, settings))
-    return fold, max(0, record.peak() - fold - tried)
+    folding.forget(policy.model)
+    return fold, max(0, record.peak() - tried)  # for two tokens nothing is folded
 
 
-def _folded(model: Any) -> None:
-    with folding.folded(model):
+def _folded(model: Any, tokens: int) -> None:
+    with folding.folded(model, tokens):
         pass
+
+
+def folds_kept(fold: float) -> float:
+    """Bytes of folded weights that stay for the next sampling."""
+    return fold if fold <= folding.KEPT else 0
 
 
 def _drawn(policy: Any, prompts: Sequence[PromptTokens], each: int, settings: Any) -> Any:

@@ -259,7 +259,10 @@ def phases(plan: Plan, work: Work, micro: list[list[int]]) -> list[Phase]:
     kept = base | begun | past
     made = []
     if work.prompts:
-        made.append(Phase("sampling", _whole(kept | _sampling(plan, work))))
+        drawing = _sampling(plan, work)
+        made.append(Phase("sampling", _whole(kept | drawing)))
+        stays = {"folded weights": footprint.folds_kept(drawing["folded weights"])}
+        base, kept = base | stays, kept | stays
     if work.scored is not None:
         made.append(Phase("scoring", _whole(kept | _scoring(plan, work.scored))))
     peak = _peak(plan, worst(plan, work.batch, micro), work.objective, again=len(micro) > 1)

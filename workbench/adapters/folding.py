@@ -74,6 +74,12 @@ def folded(model: nn.Module, tokens: int = PAYS) -> Iterator[None]:
                 _buffers.pop(fold.layer, None)
 
 
+def forget(model: nn.Module) -> None:
+    """Lets go of the buffers that are kept for `model`."""
+    for module in model.modules():
+        _buffers.pop(module, None)
+
+
 def _forward(weight: Tensor, bias: Tensor | None, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
     return linear(x, weight, bias)
 

@@ -5,8 +5,8 @@ passes over tensors of the output's size that multiply nothing. Here the update 
 that y = (W + s B A) x is one matrix product forwards and one backwards; A and B get their exact gradients from x and
 the output's gradient. The sum is made once for all micro-batches of an update, as long as the sums of all layers take
 no more than `SUMS` bytes; in larger models it lives only while it is multiplied with, and is made again for the
-backward pass, which for N tokens costs r / N of the product. In 16 bits, where a sum of weights would round a small update away, the parts are
-multiplied apart and added in place.
+backward pass, which for N tokens costs r / N of the product. In 16 bits, where a sum of weights would round a small
+update away, the parts are multiplied apart and added in place.
 
 Under autocast (see `workbench.precision`) the frozen weights are rounded to 16 bits once an update, not once a layer
 and pass, and layers that read the same activations share their rounded copy.

@@ -92,8 +92,9 @@ class Settings:
     """bfloat16 mixed precision: the layers compute in bfloat16; weights, optimiser, logits and losses stay float32.
     Faster, with gradients about 1 % off. For CPUs with AMX or AVX512-BF16 and for GPUs; sampling keeps float32"""
     padding_free: bool = False
-    """lay rows end to end instead of padding each to the longest: less memory and time where lengths differ, the same
-    numbers (but for the draws of dropout). Only for models that keep documents apart by position ids"""
+    """lay rows end to end instead of padding each to the longest: the same numbers (but for the draws of dropout). Most
+    models go through updates without a pad anyway; this is for others, as far as they keep documents apart by position
+    ids"""
     eval_steps: int | None = knob(None, at_least=1)
     """evaluate every so many steps, from step 0 on and at the end; None: about ten times in the run.
     Needs `eval_dataset`"""
