@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import workbench as wb
-from tests.models import tiny_policy
+from tests.models import exact_norms, tiny_policy
 from tests.runs import assert_same_metrics, assert_same_weights, letters, rows_for, weights
 from workbench.errors import SettingError
 from workbench.methods import rl_batch
@@ -201,6 +201,8 @@ OPTIONS = {
 @pytest.mark.parametrize("dtype, limit", [("float64", 1e-10), ("float32", 5e-6)])
 def test_micro_batches_do_not_change_a_gradient(dtype, limit, tmp_path):
     policy = tiny_policy(tmp_path / "model", lora=True, dtype=dtype)
+    if dtype == "float64":
+        exact_norms(policy)
     task = wb.Task(rows_for("grpo"), rewards=[letters])
     run = wb.grpo(policy, task, **SMALL | {"out": tmp_path / "run"})
     run._ready()
@@ -221,7 +223,7 @@ def test_micro_batches_do_not_change_a_gradient(dtype, limit, tmp_path):
         for other in found[1:]:
             gap = sum(float(((other.by_name[n] - g).double() ** 2).sum()) for n, g in found[0].by_name.items())
             assert gap**0.5 < limit * found[0].norm(), name
-            assert other.loss == pytest.approx(found[0].loss, rel=10 * limit), name
+            assert other.loss == pytest.approx(found[0].loss, rel=10 * limit, abs=limit / 10), name  # near 0 it cancels
 
 
 # -- rewards of length

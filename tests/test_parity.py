@@ -117,12 +117,12 @@ def distance(ours: dict, theirs: dict) -> float:
     return math.sqrt(difference / size)
 
 
-def assert_same(ours, theirs, names: list[str]) -> None:
+def assert_same(ours, theirs, names: list[str], gradient: float = GRADIENT) -> None:
     """Loss, gradients and the named metrics agree."""
     assert theirs.loss != 0
-    # 1e-7: what float32 leaves where terms near 1 cancel
-    assert ours.loss == pytest.approx(theirs.loss, rel=LOSS, abs=1e-7)
-    assert distance(ours.by_name, theirs.by_name) < GRADIENT
+    # 2e-7: what float32 leaves where terms near 1 cancel
+    assert ours.loss == pytest.approx(theirs.loss, rel=LOSS, abs=2e-7)
+    assert distance(ours.by_name, theirs.by_name) < gradient
     for name in names:
         assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=2e-5, abs=1e-6), name
 
@@ -315,7 +315,9 @@ def assert_same_run(run, made, start: dict, names: list[str], per_step: int = 1)
         part = log[(step - 1) * per_step : step * per_step]
         for name in names:
             expected = np.mean([entry[name] for entry in part if name in entry])
-            assert run.metrics.loc[step, name] == pytest.approx(expected, rel=2e-5, abs=2e-6), (step, name)
+            # after a step of Adam, which divides by tiny numbers, so that their last digits count
+            room = 2e-5 if step == 1 else 5e-5
+            assert run.metrics.loc[step, name] == pytest.approx(expected, rel=room, abs=2e-6), (step, name)
 
 
 def started(policy) -> dict[str, torch.Tensor]:

@@ -63,9 +63,9 @@ def policy(home):
     return wb.load(home / "adapter", dtype="float32", device="cpu")
 
 
-def agree(ours, theirs, names: list[str]) -> None:
+def agree(ours, theirs, names: list[str], **room: float) -> None:
     """Loss and gradients agree, and the named metrics, to what a sum of thirty nats keeps of its digits."""
-    assert_same(ours, theirs, [])
+    assert_same(ours, theirs, [], **room)
     for name in names:
         assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=2e-5, abs=1e-5), name
 
@@ -171,7 +171,9 @@ MIXTURES = [
 @pytest.mark.parametrize("settings", LOSSES + LENGTHS + DIVERGENT + WEIGHTED + MIXTURES, ids=told)
 def test_dpo(ours, theirs, settings):
     mine, other = ours(settings), theirs(settings)
-    agree(mine, other, DPO_METRICS)
+    # exponentials of sums of thirty nats: whichever way it is computed, float32 is 4e-6 to 1.4e-5 from float64 there
+    steep = settings.get("f_alpha_divergence_coef", 0.0) > 1
+    agree(mine, other, DPO_METRICS, gradient=2e-5 if steep else 1e-5)
     assert mine.norm() > 1e-5 and mine.metrics["rewards/margins"] != 0
 
 

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from workbench import memory as memory_of
 from workbench.errors import StoreError
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
@@ -183,7 +184,7 @@ def _container_cores() -> float | None:
 
 
 def memory(where: Where) -> Iterator[Check]:
-    free = _free_memory()
+    free = memory_of.available()
     if free is None:
         yield ok("memory", "how much is free cannot be told on this system")
     elif free < 2 * GB:
@@ -194,21 +195,6 @@ def memory(where: Where) -> Iterator[Check]:
         )
     else:
         yield ok("memory", f"{free / GB:.1f} GB free")
-
-
-def _free_memory() -> int | None:
-    """Bytes to be had without swapping, within this control group's limit; None where that cannot be told."""
-    try:
-        fields = dict(text.split(":") for text in Path("/proc/meminfo").read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        used, limit = ((group / name).read_text().strip() for name in ("memory.current", "memory.max"))
-        return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free
 
 
 def disk(where: Where) -> Iterator[Check]:

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from workbench.memory import free_bytes
 from workbench.trunk import base_of
 
 FIXED = {"cpu": 64, "cuda": 1024}
@@ -231,28 +231,6 @@ def _parts(units: list[Unit], padded: bool) -> Iterator[tuple[int, np.ndarray]]:
 
 
 # -- budget
-
-
-def free_bytes(device: torch.device) -> int | None:
-    """Memory to be had on `device`: CUDA's free memory with what torch holds in reserve; on a CPU what is there
-    without swapping, within this control group's limit. None where that cannot be told."""
-    if device.type == "cuda":
-        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserved
-    if device.type != "cpu":
-        return None
-    try:
-        fields = dict(text.split(":") for text in Path("/proc/meminfo").read_text().splitlines())
-        free = int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        group = Path("/sys/fs/cgroup")
-        used, limit = ((group / name).read_text().strip() for name in ("memory.current", "memory.max"))
-        cached = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-        return free if limit == "max" else min(free, max(0, int(limit) - int(used) + int(cached)))
-    except (OSError, KeyError, ValueError):
-        return free
 
 
 def bytes_per_token(policy, grad: bool = True, gradient_checkpointing: bool = False) -> float:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from workbench.memory import free_bytes
+
 EXACT = (torch.float32, torch.float64)
 SHARE = 0.25
 """of a GPU's free memory that folded weights may take"""
@@ -141,6 +143,4 @@ def _is_free(module: nn.Module) -> bool:
 
 
 def _room(device: torch.device) -> int:
-    if device.type != "cuda":
-        return MOST
-    return int(SHARE * torch.cuda.mem_get_info(device)[0])
+    return int(SHARE * free_bytes(device)) if device.type == "cuda" else MOST

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from workbench import keys as stateless
-from workbench import out_of_memory
+from workbench import memory, out_of_memory
 from workbench.errors import RunError
 from workbench.sampling.choices import Drawn, Sampling, check_stop_strings, check_whole
 from workbench.sampling.drawing import draw, truncate
@@ -92,10 +92,7 @@ def _source(
 def _room(model: torch.nn.Module) -> int:
     """Bytes that keys and values may take."""
     device = next(model.parameters()).device
-    if device.type != "cuda":
-        return CACHE
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return (torch.cuda.mem_get_info(device)[0] + unused) // 2
+    return memory.free_bytes(device) // 2 if device.type == "cuda" else CACHE
 
 
 class _Batch:
