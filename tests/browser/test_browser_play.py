@@ -38,6 +38,8 @@ def test_an_answer_streams_in_on_both_sides_and_escape_stops_it(page, host, poli
     page.type(INPUT, "<img src=x onerror='window.hacked=1'>")
     page.press(INPUT, "Enter")
     page.wait_for_function(STATUS, arg="done")
+    # a frame after it is done the texts stand there
+    page.wait_for_function("() => document.querySelectorAll('.wb-play-answer > .wb-play-text').length === 2")
     assert view.turns[0].text == "one\n<img src=x onerror='window.hacked=1'>"
     texts = [text.replace("\xa0", " ") for text in page.locator(".wb-play-answer > .wb-play-text").all_inner_texts()]
     expected = [answer.sent_text for answer in view.turns[0].answers]
