@@ -14,6 +14,8 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from workbench.forwards import replaced
+
 KEYS_AND_VALUES = ("PREFIX_TUNING", "CARTRIDGE")
 """PEFT's adapters that hand a model a cache"""
 
@@ -31,14 +33,5 @@ def layers(model: nn.Module) -> list[nn.Module]:
 @contextmanager
 def recomputing(model: nn.Module) -> Iterator[None]:
     """Within the block the model's layers are recomputed; afterwards they are as they were."""
-    before = [(layer, layer.__dict__.get("forward")) for layer in layers(model)]
-    try:
-        for layer, _ in before:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    with replaced({layer: partial(checkpoint, layer.forward, use_reentrant=False) for layer in layers(model)}):
         yield
-    finally:
-        for layer, forward in before:
-            if forward is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.forward = forward

@@ -11,13 +11,13 @@ logits is not looked up in a list but tried on the model itself.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+
+from workbench.forwards import replaced
 
 CLOSE = 1e-3
 """of the largest logit: more is not rounding"""
@@ -40,7 +40,8 @@ class Trunk:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (N, V) of hidden states (N, D), by the model's own head. Differentiable."""
-        with _in_place_of(self.base.base_model, self.kind(last_hidden_state=hidden[None])):
+        output = self.kind(last_hidden_state=hidden[None])
+        with replaced({self.base.base_model: lambda *args, **inputs: output}):  # the trunk computes nothing
             return self.base(inputs_embeds=hidden[None], use_cache=False).logits[0]
 
 
@@ -78,20 +79,6 @@ def has_dropout(model: torch.nn.Module) -> bool:
     if getattr(config, "attention_dropout", 0.0) or getattr(config, "attn_pdrop", 0.0):
         return True
     return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
-
-
-@contextmanager
-def _in_place_of(trunk: nn.Module, output: Any) -> Iterator[None]:
-    """Within the block the module `trunk` computes nothing and returns `output`."""
-    before = trunk.__dict__.get("forward")
-    trunk.forward = lambda *args, **inputs: output
-    try:
-        yield
-    finally:
-        if before is None:
-            del trunk.forward
-        else:
-            trunk.forward = before
 
 
 def _tried(model: nn.Module) -> type | None:

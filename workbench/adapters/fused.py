@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from workbench.forwards import replaced
+
 EXACT = (torch.float32, torch.float64)
 """precisions in which the adapter is added to the weight"""
 SUMS = 256 << 20
@@ -38,18 +40,11 @@ def linears(model: nn.Module) -> Iterator[list[nn.Module]]:
     after an error, all are as they were."""
     adapted = hasattr(model, "peft_config")
     chosen = [module for module in model.modules() if _plain(module)] if adapted else []
-    before = [(layer, layer.__dict__.get("forward")) for layer in chosen]
     copies = _Copies()
-    try:
-        for layer in chosen:
-            layer.forward = partial(_forward, layer, layer.forward, layer.active_adapters[0], copies)
+    with replaced(
+        {layer: partial(_forward, layer, layer.forward, layer.active_adapters[0], copies) for layer in chosen}
+    ):
         yield chosen
-    finally:
-        for layer, forward in before:
-            if forward is None:
-                layer.__dict__.pop("forward", None)
-            else:
-                layer.forward = forward
 
 
 def _plain(module: nn.Module) -> bool:
