@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from workbench.forwards import replaced
 from workbench.memory import free_bytes
 
 EXACT = (torch.float32, torch.float64)
@@ -66,13 +67,12 @@ def folded(model: nn.Module, tokens: int = PAYS) -> Iterator[None]:
         folds = []
     try:
         with torch.no_grad():
-            for fold in folds:
-                fold.layer.forward = partial(_forward, _sum(fold), fold.bias)
-        yield
+            forwards = {fold.layer: partial(_forward, _sum(fold), fold.bias) for fold in folds}
+        with replaced(forwards):
+            yield
     finally:
-        for fold in folds:
-            fold.layer.__dict__.pop("forward", None)
-            if size > KEPT:
+        if size > KEPT:
+            for fold in folds:
                 _buffers.pop(fold.layer, None)
 
 
