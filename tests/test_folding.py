@@ -7,7 +7,7 @@ import torch
 
 from tests.models import noisy_adapter, tiny_policy
 from workbench import adapters
-from workbench.adapters import folding
+from workbench.adapters import folding, sums
 from workbench.adapters.folding import folded
 
 IDS = torch.tensor([[5, 9, 200, 31, 7], [3, 3, 80, 1, 0]])
@@ -52,9 +52,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("turned", [folding.TURNED, 0])
+@pytest.mark.parametrize("turned", [sums.TURNED, 0])
 def test_folding_changes_no_logit(tmp_path, monkeypatch, case, turned):
-    monkeypatch.setattr(folding, "TURNED", turned)
+    monkeypatch.setattr(sums, "TURNED", turned)
     kind, config, changes = CASES[case]
     policy = attached(tmp_path / "m", kind, changes, **config)
     before, plain = state(policy), logits(policy)
@@ -74,7 +74,7 @@ def test_the_sum_is_that_of_peft(tmp_path):
         for layer in layers:
             expected = layer.get_base_layer().weight + layer.get_delta_weight("default")
             made = layer.forward.args[0]
-            assert torch.allclose(made, expected, rtol=1e-6, atol=1e-7) and made.t().is_contiguous()
+            assert torch.allclose(made, expected, rtol=1e-6, atol=1e-7) and made.stride(0) == 1
     assert len(layers) == 14
 
 
@@ -142,15 +142,15 @@ def test_an_error_inside_puts_everything_back(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), folded(policy.model):
         raise KeyboardInterrupt
     assert_untouched(policy, before)
-    done = folding._sum
+    done = sums.made
 
-    def runs_out(fold, left=[3]):  # noqa: B006
+    def runs_out(owner, group, left=[3]):  # noqa: B006
         left[0] -= 1
         if left[0] < 0:
             raise torch.OutOfMemoryError("full")
-        return done(fold)
+        return done(owner, group)
 
-    monkeypatch.setattr(folding, "_sum", runs_out)
+    monkeypatch.setattr(sums, "made", runs_out)
     with pytest.raises(torch.OutOfMemoryError), folded(policy.model):
         pass
     assert_untouched(policy, before)
@@ -175,7 +175,7 @@ def test_buffers_are_kept_only_while_small(tmp_path, monkeypatch):
     monkeypatch.setattr(folding, "KEPT", 0)
     with folded(policy.model):
         pass
-    assert layer not in folding._buffers
+    assert layer not in sums._buffers
 
 
 def test_gradients_after_sampling_are_those_before(tmp_path):

@@ -16,7 +16,7 @@ from tests.models import PAD, prompt_of, tiny_policy
 from tests.runs import assert_same_weights, letters, make_run, rows_for, weights
 from workbench import footprint, keys, out_of_memory
 from workbench import settings as settings_of
-from workbench.adapters import folding
+from workbench.adapters import sums
 from workbench.errors import RunError, SettingError
 from workbench.sampling import decoder, fitting, slots, stops
 
@@ -188,9 +188,9 @@ def test_folded_weights_are_foretold_alike_before_and_after_sampling_and_as_kept
     policy = tiny_policy(tmp_path / "m", lora=True)
     settings = settings_of.make("grpo", {"max_new_tokens": 16})
     before = footprint.drawn(policy, [4] * 8, settings)
-    assert not any(module in folding._buffers for module in policy.model.modules())  # no memory is kept
+    assert not any(module in sums._buffers for module in policy.model.modules())  # no memory is kept
     policy.sample("a", n=2, max_new_tokens=16)
-    made = [b for module in policy.model.modules() if (b := folding._buffers.get(module)) is not None]
+    made = [b for module in policy.model.modules() if (b := sums._buffers.get(module)) is not None]
     assert before[0] == sum(buffer.numel() * buffer.element_size() for buffer in made) > 0
     assert footprint.drawn(policy, [4] * 8, settings) == before
     unfolded = footprint.drawn(policy, [4] * 8, settings_of.make("grpo", {"max_new_tokens": 2}))

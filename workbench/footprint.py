@@ -113,18 +113,11 @@ def drawn(policy: Any, prompts: Sequence[int], settings: Any) -> tuple[int, int]
     """What sampling holds beside keys and values: folded weights, and what a token takes. Two tokens are drawn."""
     rows, each = places(prompts, settings), min(settings.group_size, decoder.ROWS)
     short = [PromptTokens("", [policy.filler] * SHORT)] * max(1, rows // each)
-    folding.forget(policy.model)  # as if nothing had been sampled yet; and none of it is kept
+    fold = folding.size(policy.model, settings.max_new_tokens)
     with policy.at_rest():
-        fold = ledger.recorded(lambda: _folded(policy.model, settings.max_new_tokens)).peak()
         tried = cache(policy, len(short) * each, [SHORT], 2)
         record = ledger.recorded(lambda: _drawn(policy, short, each, settings))
-    folding.forget(policy.model)
     return fold, max(0, record.peak() - tried)  # for two tokens nothing is folded
-
-
-def _folded(model: Any, tokens: int) -> None:
-    with folding.folded(model, tokens):
-        pass
 
 
 def folds_kept(fold: float) -> float:

@@ -47,7 +47,8 @@ class Slotted:
         self.steps = None if capture is None else Steps(capture)
         layers = attention.layers(model)
         self.windows = dict(layers)
-        self.dtype = trunk.base_of(model).dtype if _is_eager(model) else None
+        self.dtype = trunk.base_of(model).dtype if _is_eager(model) or self.device.type == "cpu" else None
+        """of masks that are added; SDPA on a CPU would make such a one of a bool mask in every layer"""
         self.by_kind = len(self.windows) > 1
         places = places if capture is None else bucket(places)
         self.slots = Slots([window for _, window in layers], places, columns, self.device, capture is not None)
