@@ -209,6 +209,8 @@ class Asking:
     def _shares_of(self, about: Tokens) -> Answer:
         """By completion of the step (its id) the shares and the counts; `loss` and `tokens` of the step."""
         engine, step = self.run.engine, about.step
+        if engine.method.name != "grpo":
+            raise RunError(f"The loss of {engine.method.name} has more parts than the policy gradient: no shares.")
         if not self._on_line(about):
             raise RunError(f"Step {step} of this completion was given up by a rewind, and cannot be made again.")
         state = self._state(step - 1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from workbench import methods
 from workbench import settings as settings_of
 from workbench.errors import SettingError, StoreError, did_you_mean
 from workbench.store import Store
@@ -438,10 +439,9 @@ def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, Any]]:
 
 
 def _defaults(method: str) -> dict[str, Any]:
-    kind = settings_of.METHODS.get(method)
-    if kind is None:
+    if method not in methods.names():
         return {}
-    return dict(_flat(asdict(settings_of.make(method, {}))))
+    return dict(_flat(asdict(settings_of.make(methods.get(method).name, {}))))
 
 
 def _by_prompt(side: Side, by: str, since: int) -> pd.DataFrame:

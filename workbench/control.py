@@ -248,7 +248,7 @@ class Control:
 
     def _parsed(self, written: Mapping[str, str]) -> dict[str, Any]:
         """Settings from what was typed."""
-        kinds = settings_of.METHODS[self.run.engine.method.name].__dataclass_fields__
+        kinds = settings_of.of(self.run.engine.method.name).__dataclass_fields__
         return {
             name: parse(name, text, str(kinds[name].type) if name in kinds else "") for name, text in written.items()
         }

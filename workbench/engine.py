@@ -25,6 +25,7 @@ from workbench.methods import reference
 from workbench.methods.context import Context, Replay, Step
 from workbench.methods.evaluate import evaluate_task
 from workbench.micro_batches import Budget
+from workbench.sampling.rollouts import Rollouts
 from workbench.settings import Settings
 from workbench.snapshots import Snapshots
 from workbench.state import State
@@ -185,9 +186,13 @@ class Engine:
             self._reference,
             self.state,
             stored,
+            stored=None if self.store is None else self._stored,
             check=worker.check,
             budget=self.budget,
         )
+
+    def _stored(self, step: int) -> Rollouts:
+        return self.store.load_rollouts(step, self.branch)
 
     def _commit(self, step: Step) -> None:
         self.store.commit_step(

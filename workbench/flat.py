@@ -24,7 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from workbench import attention
-from workbench.layouts import families_of, take
+from workbench.layouts import check_inputs, families_of, take
 from workbench.trunk import Trunk, base_of
 
 NAME = "workbench_spans"
@@ -98,14 +98,20 @@ class Flat:
 
 
 def layout(
-    sequences: Sequence[Sequence[int]], starts: Sequence[int], groups: Sequence[int], device: torch.device | str
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    groups: Sequence[int],
+    device: torch.device | str,
+    inputs: Sequence[Sequence[int]] | None = None,
 ) -> Flat:
     """The line for scoring `sequences[b][starts[b]:]`, where sequences with the same number in `groups` begin with the
     same tokens, up to their start. A row's last token predicts nothing and is left out.
 
-    Raises DataError where they do not, and for a start below 1.
+    `inputs`: what the model reads in place of the sequences (see `layouts.check_inputs`). Raises DataError where they
+    do not, and for a start below 1.
     """
     families = families_of(sequences, starts, groups)
+    read = sequences if inputs is None else check_inputs(inputs, sequences, starts)
     ids: list[int] = []
     positions, blocks, ends, counts = [], [], [], []
     first: list[tuple[int, int, int]] = []  # row, column and id of tokens that a shared prompt predicts
@@ -122,7 +128,7 @@ def layout(
             counts.append(len(begun))
             first += [(b, 0, sequences[b][start]) for b in begun]
         for b in sorted(rows, key=lambda b: -len(sequences[b])):
-            own, at = sequences[b][start:-1], len(ids)
+            own, at = read[b][start:-1], len(ids)
             if not own:
                 continue
             ids += own

@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from workbench import methods, update, worker
+from workbench import settings as settings_of
 from workbench.data import Rows
 from workbench.data import rows as read_rows
 from workbench.errors import DataError
@@ -16,18 +17,23 @@ from workbench.policy import Policy
 from workbench.sharing.card import versions
 from workbench.tasks import Task, rebuild
 
+EVAL = "eval_dataset"
+"""what warnings call held-out data"""
+
 
 def source_of(method: methods.Method, data: Any) -> Rows | Task:
     """What the method takes, from `data` as given. Raises DataError where it is of the other kind."""
     if method.takes == "task":
         if not isinstance(data, Task):
             raise DataError(
-                f"wb.{method.name} needs a Task: wb.Task(rows, rewards=[...]) or wb.task('gsm8k')."
-                f" Got {type(data).__name__}."
+                f"{settings_of.called(method.name)} needs a Task: wb.Task(rows, rewards=[...]) or"
+                f" wb.task('gsm8k'). Got {type(data).__name__}."
             )
         return data
     if isinstance(data, Task):
-        raise DataError(f"wb.{method.name} trains on rows, not on a Task; give rows with the columns it reads.")
+        raise DataError(
+            f"{settings_of.called(method.name)} trains on rows, not on a Task; give rows with the columns it reads."
+        )
     return read_rows(data)
 
 
@@ -84,10 +90,11 @@ def prepared(
 def prepare(method: methods.Method, policy: Policy, source: Rows | Task, settings, what: str) -> Any:
     """What the method reads of the data; what tokenising found odd is said, under the name `what`."""
     check(policy, settings)
-    prepared = method.prepare(policy.tokenizer, source, settings)
+    read = (method.prepare_eval or method.prepare) if what == EVAL else method.prepare
+    prepared = read(policy.tokenizer, source, settings)
     report = getattr(prepared, "report", None)
     if report is not None and not report.ok:
-        worker.warn(f"wb.{method.name}, {what}: " + "\n  ".join(report.lines()))
+        worker.warn(f"{settings_of.called(method.name)}, {what}: " + "\n  ".join(report.lines()))
     return prepared
 
 
@@ -97,7 +104,7 @@ def prepare_eval(method: methods.Method, policy: Policy, held_out: Rows | Task |
         return None
     if isinstance(held_out, Task):
         return methods.get("grpo").prepare(policy.tokenizer, held_out, settings)
-    return prepare(method, policy, held_out, settings.for_evaluation(), "eval_dataset")
+    return prepare(method, policy, held_out, settings.for_evaluation(), EVAL)
 
 
 def circumstances() -> dict[str, Any]:

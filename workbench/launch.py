@@ -160,19 +160,22 @@ def launch(
 ) -> Run:
     """The run of method `name` with the `given` settings: everything that can be checked is checked here."""
     if not isinstance(policy, Policy):
-        raise SettingError(f"wb.{name} trains a policy: wb.{name}(wb.load(...), ...). Got {type(policy).__name__}.")
+        called = settings_of.called(name)
+        raise SettingError(f"{called} trains a policy: {called}(wb.load(...), ...). Got {type(policy).__name__}.")
     method = methods.get(name)
     settings = settings_of.make(name, given)
+    called = settings_of.called(name)
     for said in settings.unread(given):
-        worker.warn(f"wb.{name}: {said}")
+        worker.warn(f"{called}: {said}")
     if settings.eval_steps is not None and eval_dataset is None:
         raise SettingError(
-            f"wb.{name}: eval_steps={settings.eval_steps} needs eval_dataset=..., the held-out rows or task."
+            f"{called}: eval_steps={settings.eval_steps} needs eval_dataset=..., the held-out rows or task."
         )
     followers = tracking.trackers(track)
     source = inputs.source_of(method, data)
     held_out = inputs.held_out_of(eval_dataset, source)
-    return worker.call(_launch, method, policy, source, held_out, settings, out, followers)
+    sized = method.steps is not None and "steps" not in given
+    return worker.call(_launch, method, policy, source, held_out, settings, out, followers, sized)
 
 
 def _launch(
@@ -183,12 +186,16 @@ def _launch(
     settings,
     out,
     followers: list[tracking.Tracker],
+    sized: bool,
 ) -> Run:
     if not policy.trainable():
         raise SettingError("Nothing in the policy can be trained. Attach an adapter: policy.attach(wb.LoRA()).")
     live = Live(settings, *inputs.prepared(method, policy, source, held_out, settings))
+    if sized:
+        settings = replace(settings, steps=method.steps(live.data, settings))
+        live = replace(live, settings=settings)
     if said := method.notice(live.data, settings):
-        worker.warn(f"wb.{method.name}: {said}")
+        worker.warn(f"{settings_of.called(method.name)}: {said}")
     if others := folders.running():
         print(f"Still going on in the background, and sharing the machine with this run: {', '.join(others)}.")
     folder = folders.claim(out)
@@ -223,7 +230,7 @@ def check_change(
     if settings:
         made = settings_of.make(method, settings, base=live.settings)
         for said in made.unread(settings):
-            say(f"wb.{method}: {said}")
+            say(f"{settings_of.called(method)}: {said}")
         before, after = asdict(live.settings), asdict(made)
         payload["settings"] = {name: [before[name], after[name]] for name in after if before[name] != after[name]}
         if changed := sorted(settings_of.fixed(method) & payload["settings"].keys()):
@@ -233,7 +240,7 @@ def check_change(
         live = replace(live, settings=made)
     if rewards is not None or weights is not None:
         if not isinstance(live.data, Prompts):
-            raise SettingError(f"wb.{method} has no rewards to set.")
+            raise SettingError(f"{settings_of.called(method)} has no rewards to set.")
         task = live.data.task
         old = task.spec()["rewards"]
         task = task.with_rewards(rewards if rewards is not None else task.functions, weights)

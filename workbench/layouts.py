@@ -62,6 +62,16 @@ def checked(sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
             )
 
 
+def check_inputs(
+    inputs: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], starts: Sequence[int]
+) -> Sequence[Sequence[int]]:
+    """`inputs`. Raises DataError where one is not as long as its sequence, or differs before its start."""
+    for b, (given, sequence, start) in enumerate(zip(inputs, sequences, starts, strict=True)):
+        if len(given) != len(sequence) or list(given[:start]) != list(sequence[:start]):
+            raise DataError(f"token_scores: input {b} must be as long as its sequence and have the same prompt.")
+    return inputs
+
+
 def families_of(
     sequences: Sequence[Sequence[int]], starts: Sequence[int], groups: Sequence[int]
 ) -> list[list[int]]:
@@ -84,19 +94,21 @@ def layout(
     filler: int,
     device: torch.device | str,
     lines: Sequence[int] | None = None,
+    inputs: Sequence[Sequence[int]] | None = None,
 ) -> Layout:
     """The batch for scoring `sequences[b][starts[b]:]`. Raises DataError for a start below 1.
 
     `lines`: a number for each sequence; those with the same number are laid end to end, in order. None: each has
-    a line of its own.
+    a line of its own. `inputs`: what the model reads in their place (see `check_inputs`).
     """
     checked(sequences, starts)
+    read = sequences if inputs is None else check_inputs(inputs, sequences, starts)
     lengths = [len(s) for s in sequences]
     line_of, offset, widths = _end_to_end(lengths, range(len(lengths)) if lines is None else lines)
     width = max(widths, default=0)
     ids = torch.full((len(widths), width), filler, dtype=torch.long)  # (P, L)
     positions = torch.zeros_like(ids)  # pads stay at 0: each is a sequence of its own, within any model's reach
-    for sequence, length, line, at in zip(sequences, lengths, line_of, offset, strict=True):
+    for sequence, length, line, at in zip(read, lengths, line_of, offset, strict=True):
         ids[line, at : at + length] = torch.as_tensor(sequence, dtype=torch.long)
         positions[line, at : at + length] = torch.arange(length)
     begin = torch.as_tensor(list(starts), dtype=torch.long)
@@ -106,7 +118,8 @@ def layout(
     row, column = mask.nonzero(as_tuple=True)  # (N,)
     line = torch.as_tensor(line_of, dtype=torch.long)[row]
     position = torch.as_tensor(offset, dtype=torch.long)[row] + begin[row] + column - 1
-    target = ids[line, position + 1]
+    wanted = [torch.as_tensor(s[start:], dtype=torch.long) for s, start in zip(sequences, starts, strict=True)]
+    target = torch.cat([torch.zeros(0, dtype=torch.long), *wanted])
     first = int(position.min()) if len(position) else max(width - 1, 0)
     moved = [t.to(device) for t in (ids, positions, row, line, position, column, target, mask)]
     if len(widths) == len(lengths):

@@ -42,6 +42,9 @@ class Batch:
     unit       rows that belong together and are never split (2 for preference pairs)
     lines      a number for each row: rows with the same number are laid end to end in one line and are a unit;
                only for models that keep them apart (see `workbench.lines`). None: a line for each row
+    inputs     what the model reads in place of `sequences`, which stay what it is asked for: as many ids a row, the
+               same ones before its start. None: it reads `sequences`
+    share      how much of each embedding is that of `inputs`, the rest that of `sequences`
     """
 
     sequences: list[list[int]]
@@ -49,6 +52,8 @@ class Batch:
     columns: dict[str, Sequence] = field(default_factory=dict)
     unit: int = 1
     lines: list[int] | None = None
+    inputs: list[list[int]] | None = None
+    share: float = 1.0
 
     def __len__(self) -> int:
         return len(self.sequences)
@@ -60,6 +65,8 @@ class Batch:
             {name: [values[i] for i in rows] for name, values in self.columns.items()},
             self.unit,
             None if self.lines is None else [self.lines[i] for i in rows],
+            None if self.inputs is None else [self.inputs[i] for i in rows],
+            self.share,
         )
 
     def units(self) -> list[list[int]]:

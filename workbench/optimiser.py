@@ -92,30 +92,67 @@ def check(trained: Mapping[str, Tensor], settings: Settings) -> None:
             )
 
 
-def step(model: nn.Module, trained: Mapping[str, nn.Parameter], state: State, settings: Settings, lr: float) -> None:
+Scope = Mapping[str, Tensor | None]
+"""What trains: by the parameter's name a bool mask of its shape, None for all of it; parameters without a name here
+stay. Moments and decay are those of the masked entries alone."""
+
+
+def restrict(trained: Mapping[str, nn.Parameter], scope: Scope) -> None:
+    """Clears the gradients outside the masks, so that they count in no norm."""
+    for name, p in trained.items():
+        if (mask := scope[name]) is not None:
+            p.grad.masked_fill_(~mask, 0.0)
+
+
+def step(
+    model: nn.Module,
+    trained: Mapping[str, nn.Parameter],
+    state: State,
+    settings: Settings,
+    lr: float,
+    scope: Scope | None = None,
+) -> None:
     """One step on the parameters' gradients, which are cleared; the slots in `state.optim` move on.
 
-    Biases and norms are not decayed, as in transformers' Trainer. Where the run had another optimiser before, its
-    slots are dropped and this one starts anew: moments of one kind say nothing to another.
+    With a mask the optimiser is given the masked entries alone, as a tensor of their own, and so are its slots: neither
+    decay nor old moments can move another entry. Slots that do not fit the mask begin anew. Biases and norms are not
+    decayed, as in transformers' Trainer. Where the run had another optimiser before, its slots are dropped and this one
+    starts anew: moments of one kind say nothing to another.
     """
     chosen = OPTIMISERS[settings.optim]
     for other in {row.slots for row in OPTIMISERS.values()} - {chosen.slots}:
         state.optim.pop(other, None)
     slots = state.optim.setdefault(chosen.slots, {})
     spared = undecayed(model)
+    masks = {name: mask for name, mask in (scope or {}).items() if mask is not None and name in trained}
+    whole, trained = trained, {name: _masked(p, masks[name]) if name in masks else p for name, p in trained.items()}
     groups = [
         {"params": [p for name, p in trained.items() if name not in spared], "weight_decay": settings.weight_decay},
         {"params": [p for name, p in trained.items() if name in spared], "weight_decay": 0.0},
     ]
     optimizer = chosen.make(groups, settings, lr)
     for name, p in trained.items():
-        if name in slots:
+        if name in slots and _fit(slots[name], p):
             optimizer.state[p] = _as_kept(slots[name], p, chosen)
     optimizer.step()
+    for name, mask in masks.items():
+        whole[name].data[mask] = trained[name].data
     for name, p in trained.items():
         kept = optimizer.state[p].items()
         slots[name] = {slot: torch.as_tensor(value) for slot, value in kept if value is not None}
-        p.grad = None
+        whole[name].grad = None
+
+
+def _masked(p: nn.Parameter, mask: Tensor) -> nn.Parameter:
+    made = nn.Parameter(p.data[mask])
+    made.grad = p.grad[mask]
+    return made
+
+
+def _fit(slots: Mapping[str, Tensor], p: Tensor) -> bool:
+    """Whether the slots of a parameter are of its size: those that an earlier scope left may not be."""
+    moments = slots.get("exp_avg")
+    return moments is None or moments.shape == p.shape
 
 
 def undecayed(model: nn.Module) -> set[str]:

@@ -58,7 +58,7 @@ def _sft(policy: Any, ctx: Context, prompt_tokens: int | None) -> Work:
     lengths = [
         sum(len(document.ids) for document in (item if isinstance(item, tuple) else (item,))) for item in ctx.data.items
     ]
-    return Work(sft.batch_of(ctx, [ctx.data.items[row] for row in _longest(ctx, lengths)]), objective)
+    return Work(sft.batch_of(None, ctx, [ctx.data.items[row] for row in _longest(ctx, lengths)]), objective)
 
 
 def _pairs(policy: Any, ctx: Context, prompt_tokens: int | None) -> Work:

@@ -235,6 +235,8 @@ class Policy:
         needs: frozenset[str] = frozenset({"entropy"}),
         lines: Sequence[int] | None = None,
         groups: Sequence[int] | None = None,
+        inputs: Sequence[Sequence[int]] | None = None,
+        share: float = 1.0,
     ) -> TokenScores:
         """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
 
@@ -243,14 +245,21 @@ class Policy:
         it the entropy is a number to look at, which spares its derivative. `lines`: sequences with the same number are
         laid end to end (see `workbench.lines`). `groups`: a number for each sequence; those with the same number share
         all tokens before their start, and all lie in one line without padding (see `workbench.flat`; not every model
-        takes that, `workbench.prefixes` says which). Raises DataError for a start below 1 and for a group without a
-        common prompt.
+        takes that, `workbench.prefixes` says which). `inputs`: ids that the model reads in place of the sequences, which
+        stay what is scored; `share`: how much of each embedding is theirs, the rest being that of the sequences.
+        Raises DataError for a start below 1, for a group without a common prompt, and for inputs that do not fit.
         """
-        if groups is not None:
-            batch = flat.layout(sequences, starts, groups, self.device)
-        else:
-            batch = layouts.layout(sequences, starts, self.filler, self.device, lines)
-        return scoring.score(self.model, batch, temperature, needs)
+
+        def laid(read: Sequence[Sequence[int]] | None) -> layouts.Layout | flat.Flat:
+            if groups is not None:
+                return flat.layout(sequences, starts, groups, self.device, read)
+            return layouts.layout(sequences, starts, self.filler, self.device, lines, read)
+
+        batch = laid(inputs if share == 1 else None)
+        if inputs is None or share == 1:
+            return scoring.score(self.model, batch, temperature, needs)
+        with trunk.blended(self.model, laid(inputs).ids, share):
+            return scoring.score(self.model, batch, temperature, needs)
 
     def logits(self, ids: Tensor, keep: int) -> Tensor:
         """(B, keep, V) of the last `keep` places of `ids` (B, L)."""

@@ -11,6 +11,8 @@ logits is not looked up in a list but tried on the model itself.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -71,6 +73,20 @@ def last_logits(model: torch.nn.Module, keep: int, **inputs: Any) -> tuple[Tenso
         inputs["logits_to_keep"] = keep
     output = model(**inputs)
     return output.logits[:, -keep:], output
+
+
+@contextmanager
+def blended(model: nn.Module, ids: Tensor, share: float) -> Iterator[None]:
+    """Within the block each embedding of a token is (1 - share) of its own and `share` of that of the token which
+    stands in its place in `ids` (P, L). No gradient reaches the embeddings that are mixed in."""
+    embed = base_of(model).get_input_embeddings()
+    own = embed.forward
+
+    def mixed(given: Tensor) -> Tensor:
+        return (1 - share) * own(given) + share * own(ids).detach()
+
+    with replaced({embed: mixed}):
+        yield
 
 
 def has_dropout(model: torch.nn.Module) -> bool:

@@ -87,6 +87,7 @@ def gradients(
             torch.set_grad_enabled(grad),
         ):
             laid = laid_out(policy, part, padding_free)
+            laid |= {"inputs": part.inputs, "share": part.share}
             return part, policy.token_scores(
                 part.sequences, part.starts, temperature=temperature, needs=objective.needs, **laid
             )
@@ -172,15 +173,22 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def apply(policy, state: State, settings: Settings, step: int) -> dict[str, float]:
+def apply(
+    policy, state: State, settings: Settings, step: int, scope: optimiser.Scope | None = None
+) -> dict[str, float]:
     """One step of the optimiser on the gradients left by `gradients`; its slots live in `state.optim`.
 
-    Gradients are clipped at `max_grad_norm`. Returns the metrics `grad_norm` (before clipping) and
-    `learning_rate`. Raises RunError before touching a weight when a gradient is not finite.
+    `scope`: what of the parameters trains (None: all). Gradients are clipped at `max_grad_norm`. Returns the metrics
+    `grad_norm` (before clipping) and `learning_rate`. Raises RunError before touching a weight when a gradient is not
+    finite.
     """
     trained = {name: p for name, p in policy.trainable().items() if p.grad is not None}
+    if scope is not None:
+        trained = {name: p for name, p in trained.items() if name in scope}
     if not trained:
         raise SettingError("Nothing received a gradient: no parameter is trainable. Attach an adapter first.")
+    if scope is not None:
+        optimiser.restrict(trained, scope)
     grads = [p.grad for p in trained.values()]
     norm = torch.nn.utils.get_total_norm(grads)
     if not torch.isfinite(norm):
@@ -191,7 +199,8 @@ def apply(policy, state: State, settings: Settings, step: int) -> dict[str, floa
     if settings.max_grad_norm:
         torch.nn.utils.clip_grads_with_norm_(list(trained.values()), settings.max_grad_norm, norm)
     lr = learning_rate(settings, step)
-    optimiser.step(policy.model, trained, state, settings, lr)
+    optimiser.step(policy.model, trained, state, settings, lr, scope)
+    policy.model.zero_grad(set_to_none=True)  # of what is outside the scope, too
     return {"grad_norm": float(norm), "learning_rate": lr}
 
 

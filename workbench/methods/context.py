@@ -61,6 +61,8 @@ class Context:
     state: State | None = None
     """the run's state, for evaluations and previews: a reference that moves stands there"""
     replay: Replay | None = None
+    stored: Callable[[int], Rollouts] | None = None
+    """the rollouts of an earlier step of this line of the run, from the store; None where there is no store"""
     check: Callable[[], None] = lambda: None
     budget: Budget = field(default_factory=Budget)
     """the tokens that fit into a micro-batch"""
@@ -89,12 +91,13 @@ class Context:
         return drawn
 
     def learn(
-        self, state: State, batch: update.Batch, objective, totals, step: int, number: int = 0, **how
+        self, state: State, batch: update.Batch, objective, totals, step: int, number: int = 0, scope=None, **how
     ) -> update.Outcome:
-        """One optimiser update on `batch`; `number` counts the updates within the step."""
+        """One optimiser update on `batch`; `number` counts the updates within the step; `scope` says what trains
+        (`optimiser.Scope`)."""
         outcome = self.look(batch, objective, totals, f"update {number}", keys.key("step", step, number), **how)
         try:
-            outcome.metrics |= update.apply(self.policy, state, self.settings, step)
+            outcome.metrics |= update.apply(self.policy, state, self.settings, step, scope)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory.recognised(error):
                 raise
@@ -138,6 +141,8 @@ class Context:
                     part.starts,
                     temperature=temperature,
                     needs=frozenset(),
+                    inputs=part.inputs,
+                    share=part.share,
                     **update.laid_out(self.policy, part, self.settings.padding_free),
                 )
                 for i, row, count in zip(rows, scores.logprob.double().cpu(), part.scored(), strict=True):

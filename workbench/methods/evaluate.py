@@ -97,14 +97,21 @@ def join(parts: Sequence[Rollouts]) -> Rollouts:
     )
 
 
-def sample(ctx: Context, prepared, drawn: list[tuple[int, int]], n: int, purpose: tuple) -> Rollouts:
-    """`n` completions of each drawn (row, round) of the task, with the rows' columns; no rewards yet."""
+def sample(
+    ctx: Context, prepared, drawn: list[tuple[int, int]], n: int, purpose: tuple, prompts: tuple | None = None
+) -> Rollouts:
+    """`n` completions of each drawn (row, round) of the task, with the rows' columns; no rewards yet.
+
+    `prompts`: other tokenised prompts than the task's, one for each that is drawn, and further columns by name with a
+    value for each.
+    """
     settings = ctx.settings
     seeds = [
         keys.key(settings.seed, "sample", *purpose, row, number, again) for row, again in drawn for number in range(n)
     ]
+    tokens, tags = prompts or ([prepared.prompts[row] for row, _ in drawn], {})
     rollouts = ctx.policy.sample_prompts(
-        [prepared.prompts[row] for row, _ in drawn],
+        tokens,
         n,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
@@ -123,6 +130,7 @@ def sample(ctx: Context, prepared, drawn: list[tuple[int, int]], n: int, purpose
     rollouts.sample = [number for _ in drawn for number in range(n)]
     rollouts.prompt = [rows[row]["prompt"] for row in each]
     rollouts.columns = {name: [rows[row].get(name) for row in each] for name in rows.columns if name != "prompt"}
+    rollouts.columns |= {name: [value for value in values for _ in range(n)] for name, values in tags.items()}
     return rollouts
 
 

@@ -3,7 +3,7 @@ the correction for the sampler, all taken before the first update."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,14 @@ OVERLONG = "overlong"
 
 
 def make(
-    state: State | None, ctx: Context, rollouts: Rollouts, updates: int = 1
+    state: State | None,
+    ctx: Context,
+    rollouts: Rollouts,
+    updates: int = 1,
+    advantages_by: Callable[[Context, Rollouts, np.ndarray], np.ndarray] | None = None,
 ) -> tuple[update.Batch, dict[str, float]]:
-    """The batch of a step's `updates`, and the metrics of the sampling that need the model. Fills in the advantages.
+    """The batch of a step's `updates`, and the metrics of the sampling that need the model. Fills in the advantages:
+    those of the settings' estimator, or what `advantages_by` makes of them.
 
     Old log-probs are the rollouts' own where these were given. Else they are taken from the policy now, but only
     where something asks for them: with one update the policy that learns is the one that sampled.
@@ -45,6 +50,8 @@ def make(
         kl, metrics["kl"] = kl_of_rows(whole)
     task = getattr(ctx.data, "task", None)
     rollouts.advantage = advantages_of(rollouts, settings, {} if task is None else task.weight_of, kl)
+    if advantages_by is not None:
+        rollouts.advantage = advantages_by(ctx, rollouts, rollouts.advantage)
     whole.columns["advantage"] = rollouts.advantage.tolist()
     if "old_logprob" in whole.columns and "sampler_logprob" in whole.columns:
         metrics |= correct(whole, settings)
@@ -90,8 +97,13 @@ def add_overlong(rollouts: Rollouts, settings: Any) -> None:
         return
     check_overlong(rollouts.rewards, settings)
     punishment = np.array(soft_overlong(settings.max_new_tokens, settings.overlong_cache)(completion_ids=rollouts.ids))
-    rollouts.rewards = {**rollouts.rewards, OVERLONG: punishment}
-    rollouts.reward = rollouts.reward + punishment
+    add_reward(rollouts, OVERLONG, punishment)
+
+
+def add_reward(rollouts: Rollouts, name: str, values: np.ndarray) -> None:
+    """Add one more reward (N,) to the sum. A completion that no reward function scored stays without one."""
+    rollouts.rewards = {**rollouts.rewards, name: values}
+    rollouts.reward = rollouts.reward + values
 
 
 def check_overlong(names: Collection[str], settings: Any) -> None:

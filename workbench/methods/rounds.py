@@ -8,6 +8,8 @@ authors' code does; groups beyond the wanted number are dropped.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -23,8 +25,16 @@ DEAD = 1e-8
 """a group whose rewards have no larger standard deviation teaches nothing"""
 
 
-def gather(state: State, ctx: Context, index: int) -> tuple[Rollouts, dict[str, float]]:
+def gather(
+    state: State,
+    ctx: Context,
+    index: int,
+    prompts: Callable[..., object] = lambda state, ctx, index, rows: None,
+    rewarded: Callable[..., Rollouts | None] = lambda state, ctx, index, rollouts: None,
+) -> tuple[Rollouts, dict[str, float]]:
     """The scored completions that step `index` trains on, and the metrics of all that were sampled for it.
+
+    `prompts`, `rewarded`: see `grpo.Variant`.
 
     Rewards, lengths and dead groups are those of everything that was sampled: among the groups that are kept the mean
     reward would say how they were chosen, not how good the policy is. On a replay there are only the kept ones.
@@ -36,7 +46,8 @@ def gather(state: State, ctx: Context, index: int) -> tuple[Rollouts, dict[str, 
     logged: list[dict[str, float]] = []
     alive: list[int] = []
     for number in range(settings.max_sampling_rounds if settings.dynamic_sampling else 1):
-        made, said = _round(state, ctx, index, number)
+        made, said = _round(state, ctx, index, number, prompts)
+        made = rewarded(state, ctx, index, made) or made
         made.group = [group + number * settings.prompts_per_step for group in made.group]
         alive += alive_groups(made)
         add_overlong(made, settings)
@@ -77,14 +88,17 @@ def _warn_of_nothing(index: int, made: Rollouts, settings) -> None:
         )
 
 
-def _round(state: State, ctx: Context, index: int, number: int) -> tuple[Rollouts, dict[str, float]]:
+def _round(
+    state: State, ctx: Context, index: int, number: int, prompts: Callable[..., object]
+) -> tuple[Rollouts, dict[str, float]]:
     """Draw, sample and score once; moves the cursor over the prompts."""
     settings = ctx.settings
     first = state.json.get("prompts_drawn", (index - 1) * settings.prompts_per_step)
     drawn = ctx.draw_from(first, settings.prompts_per_step, len(ctx.data.prompts))
     state.json["prompts_drawn"] = first + settings.prompts_per_step
     purpose = (index,) if number == 0 else (index, "round", number)
-    made = sample(ctx, ctx.data, drawn, settings.group_size, purpose)
+    others = prompts(state, ctx, index, [row for row, _ in drawn])
+    made = sample(ctx, ctx.data, drawn, settings.group_size, purpose, others)
     ctx.check()
     return made, score(ctx, ctx.data.task, made, state.step).logged_metrics
 

@@ -2,13 +2,18 @@
 
 Every update takes `batch_size` rows (or packs of rows) and the loss of their trained tokens: the completion and its
 stop token; which tokens are trained, and with what weight, is decided when the rows are tokenised. Packs are made
-once, before training, and drawn like rows. Left out: what needs other models or corrupts the input.
+once, before training, and drawn like rows.
+
+A published method changes one or two places of this loop: a `Variant` says which (`workbench.methods.supervised`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from workbench import lines, packing, tokenise, update
 from workbench.errors import DataError
@@ -23,12 +28,59 @@ Pack = tuple[tokenise.Example, ...]
 """documents that are drawn together"""
 
 
-def prepare(tokenizer, rows, settings) -> tokenise.Examples:
+@dataclass(frozen=True)
+class Variant:
+    """Where a method differs from plain SFT; each default changes nothing.
+
+    rows       rows as given -> rows to tokenise (rows, settings, tokenizer); a function of these alone. Rows that need
+               an exact mask are written as `segments` (see `workbench.data`)
+    columns    what the batch's rows bring along beside their weights: name -> a number a row, or one a scored token.
+               `examples` are the batch's rows, `.row` the number of each among the rows that were tokenised
+    inputs     the ids that the model reads in place of `batch.sequences`, and their share (see `update.Batch`); draws
+               are keyed by the step and the row's place. None: the rows themselves
+    objective  of the batch, at this step (1, 2, ...): `workbench.objectives`
+    scope      what trains in this step (`workbench.optimiser.Scope`). None: all that is trainable
+    within     surrounds the update: hooks, adapter scales
+    after      what follows from the update, into the state; returns metrics
+
+    Columns, inputs and scopes are made anew at each step from the state and the context: nothing is kept beside them.
+    """
+
+    rows: Callable[[Any, Any, Any], Any] = lambda rows, settings, tokenizer: rows
+    columns: Callable[[State | None, Context, Sequence[tokenise.Example]], dict[str, list]] = (
+        lambda state, ctx, examples: {}
+    )
+    inputs: Callable[[Context, update.Batch, int], tuple[list[list[int]], float] | None] = (
+        lambda ctx, batch, index: None
+    )
+    objective: Callable[[Any, int], Objective] = lambda settings, index: objective(settings)
+    scope: Callable[[State, Context, int], Any] = lambda state, ctx, index: None
+    within: Callable[[State, Context, int], AbstractContextManager] = lambda state, ctx, index: nullcontext()
+    after: Callable[[State, Context, update.Batch, int], dict[str, float]] = lambda state, ctx, batch, index: {}
+
+
+PLAIN = Variant()
+
+
+def variant(name: str, settings: type, changes: Variant, **more: Any) -> Method:
+    """The record of a method that is SFT with these changes; `more` goes to `Method`."""
+    parts = {
+        "prepare": partial(prepare, changes=changes),
+        "loop": partial(loop, changes=changes),
+        "evaluate": partial(evaluate, changes=changes),
+        "preview": partial(preview, changes=changes),
+        "prepare_eval": prepare,
+    }
+    return Method(name, "rows", settings=settings, **(parts | more))
+
+
+def prepare(tokenizer, rows, settings, changes: Variant = PLAIN) -> tokenise.Examples:
     """Token ids, train mask and weights of each row; with packing, of each pack of rows.
 
     Raises DataError where a row cannot be used. Where packing itself cuts (`bfd_split`, `wrapped`) rows are not cut
     before.
     """
+    rows = changes.rows(rows, settings, tokenizer)
     whole = settings.packing and settings.packing_strategy != "bfd"
     examples = tokenise.fit_rows(
         rows,
@@ -67,14 +119,26 @@ def _joined(documents: list[tokenise.Example]) -> tokenise.Example:
     return tokenise.Example(ids, mask, weight, documents[0].row)
 
 
-def loop(state: State, ctx: Context) -> Iterator[Step]:
+def loop(state: State, ctx: Context, changes: Variant = PLAIN) -> Iterator[Step]:
     while state.step < ctx.settings.steps:
         index = state.step + 1
         drawn = [row for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]
-        batch = batch_of(ctx, [ctx.data.items[row] for row in drawn])
-        outcome = ctx.learn(state, batch, objective(ctx.settings), totals(batch), index)
-        outcome.metrics["num_tokens"] = count_tokens(state, batch.sequences)
-        yield Step(index, outcome.metrics)
+        yield Step(index, fit(state, ctx, [ctx.data.items[row] for row in drawn], index, changes))
+
+
+def fit(
+    state: State, ctx: Context, items: list[tokenise.Example | Pack], index: int, changes: Variant = PLAIN
+) -> dict[str, float]:
+    """One update on these rows or packs; returns its metrics."""
+    batch = batch_of(state, ctx, items, changes)
+    if (read := changes.inputs(ctx, batch, index)) is not None:
+        batch.inputs, batch.share = read
+    made, scope = changes.objective(ctx.settings, index), changes.scope(state, ctx, index)
+    with changes.within(state, ctx, index):
+        outcome = ctx.learn(state, batch, made, totals(batch), index, scope=scope)
+    outcome.metrics |= changes.after(state, ctx, batch, index)
+    outcome.metrics["num_tokens"] = count_tokens(state, batch.sequences)
+    return outcome.metrics
 
 
 def objective(settings) -> Objective:
@@ -87,10 +151,14 @@ def objective(settings) -> Objective:
     return Objective(made, frozenset({"mean_logprob"} if settings.label_smoothing_factor else ()))
 
 
-def batch_of(ctx: Context, items: list[tokenise.Example | Pack]) -> update.Batch:
+def batch_of(
+    state: State | None, ctx: Context, items: list[tokenise.Example | Pack], changes: Variant = PLAIN
+) -> update.Batch:
     """The batch of rows or packs. The documents of a pack share a line where the model keeps them apart."""
     packs = [item if isinstance(item, tuple) else (item,) for item in items]
-    batch = make_batch([document for pack in packs for document in pack])
+    examples = [document for pack in packs for document in pack]
+    batch = make_batch(examples)
+    batch.columns |= changes.columns(state, ctx, examples)
     if any(isinstance(item, tuple) for item in items) and lines.kept_apart(ctx.policy):
         batch.lines = [number for number, pack in enumerate(packs) for _ in pack]
     return batch
@@ -111,13 +179,21 @@ def totals(batch: update.Batch) -> dict[str, float]:
     return update.totals_of(batch) | {"tokens": float(sum(w != 0 for w in weights)), "weight": float(sum(weights))}
 
 
-def evaluate(ctx: Context) -> dict[str, float]:
-    return as_eval(preview(ctx, ctx.eval_data, grad=False))
+def evaluate(ctx: Context, changes: Variant = PLAIN) -> dict[str, float]:
+    """The plain loss on held-out rows as given, so that methods can be compared by it."""
+    batch = batch_of(ctx.state, ctx, ctx.eval_data.items)
+    return as_eval(ctx.look(batch, objective(ctx.settings), totals(batch), "preview", grad=False))
 
 
-def preview(ctx: Context, data: tokenise.Examples, grad: bool = True) -> update.Outcome:
-    batch = batch_of(ctx, data.items)
-    return ctx.look(batch, objective(ctx.settings), totals(batch), "preview", grad=grad)
+def preview(ctx: Context, data: tokenise.Examples, changes: Variant = PLAIN) -> update.Outcome:
+    """The next update on these rows, with whatever the method does to them then."""
+    state = ctx.state
+    index = 1 if state is None else state.step + 1
+    batch = batch_of(state, ctx, data.items, changes)
+    if (read := changes.inputs(ctx, batch, index)) is not None:
+        batch.inputs, batch.share = read
+    with changes.within(state, ctx, index):
+        return ctx.look(batch, changes.objective(ctx.settings, index), totals(batch), "preview")
 
 
 METHOD = Method("sft", "rows", prepare, loop, evaluate, preview)

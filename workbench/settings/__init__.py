@@ -32,18 +32,41 @@ METHODS: dict[str, type[Settings]] = {
 }
 
 
+_VARIANTS: dict[str, type[Settings]] = {}
+
+
+def register(method: str, kind: type[Settings]) -> None:
+    """The settings of a method that is none of METHODS."""
+    _VARIANTS[method] = kind
+
+
+def of(method: str) -> type[Settings]:
+    """The settings of `method`."""
+    return METHODS.get(method) or _VARIANTS[method]
+
+
+def find(method: str) -> type[Settings] | None:
+    """The same; None for a method that nothing has loaded in this process."""
+    return METHODS.get(method) or _VARIANTS.get(method)
+
+
+def called(method: str) -> str:
+    """How a user calls `method`."""
+    return f"wb.{method}" if method in METHODS else f"wb.method({method!r})"
+
+
 def make(method: str, given: Mapping[str, Any], base: Settings | None = None) -> Settings:
     """Settings of `method` with `given` over the defaults (or over `base`), checked.
 
     Raises SettingError for a name that is unknown, a wrong type, a value out of range, or values that do not
     go together.
     """
-    kind = METHODS[method]
+    kind = of(method)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     given = kind.resolve(given, base)
     for name in given:
         if name not in fields:
-            raise SettingError(f"wb.{method} has no setting {name!r}.{_ours(method, name, fields)}")
+            raise SettingError(f"{called(method)} has no setting {name!r}.{_ours(method, name, fields)}")
     values = {name: typed(name, value, str(fields[name].type)) for name, value in given.items()}
     settings = dataclasses.replace(base, **values) if base else kind(**values)
     check(method, settings)
@@ -52,12 +75,12 @@ def make(method: str, given: Mapping[str, Any], base: Settings | None = None) ->
 
 def known(method: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the stored settings that this version still has."""
-    return {name: value for name, value in stored.items() if name in METHODS[method].__dataclass_fields__}
+    return {name: value for name, value in stored.items() if name in of(method).__dataclass_fields__}
 
 
 def fixed(method: str) -> set[str]:
     """The settings of `method` that cannot change within a run."""
-    return {field.name for field in dataclasses.fields(METHODS[method]) if field.metadata.get("fixed")}
+    return {field.name for field in dataclasses.fields(of(method)) if field.metadata.get("fixed")}
 
 
 def _ours(method: str, name: str, fields: Mapping[str, Any]) -> str:
@@ -69,7 +92,7 @@ def _ours(method: str, name: str, fields: Mapping[str, Any]) -> str:
         return f"{near} {' and '.join(having)} {has} it. Settings: {', '.join(sorted(fields))}."
     if name in ARGUMENTS:
         later = " A run that has begun is followed by run.track(...)." if name == "track" else ""
-        return f" It is an argument of wb.{method} ({ARGUMENTS[name]}), given when a run begins.{later}"
+        return f" It is an argument of {called(method)} ({ARGUMENTS[name]}), given when a run begins.{later}"
     if name in ANSWERS:
         return f" {say(name)}"
     hit = nearest(name, [*fields, *ANSWERS])
@@ -131,14 +154,14 @@ def check(method: str, settings: Settings) -> None:
     s = settings
     schedule = schedules.problem(s.lr_scheduler_type, s.lr_scheduler_kwargs, s.lr, s.warmup_steps)
     if problem := schedule or settings.problem():
-        raise SettingError(f"wb.{method}: {problem}")
+        raise SettingError(f"{called(method)}: {problem}")
 
 
 def _check_one(method: str, name: str, value: Any, rule: Mapping[str, Any]) -> None:
     options = rule.get("choices")
     if options and isinstance(value, str) and value not in options:
         hint = f" {said}" if (said := rule.get("hints", {}).get(value)) else did_you_mean(value, options)
-        raise SettingError(f"wb.{method}: {name}={value!r} is not known.{hint} Options: {', '.join(options)}.")
+        raise SettingError(f"{called(method)}: {name}={value!r} is not known.{hint} Options: {', '.join(options)}.")
     if isinstance(value, (str, bool)):
         return
     for what, keeps in (
@@ -149,9 +172,9 @@ def _check_one(method: str, name: str, value: Any, rule: Mapping[str, Any]) -> N
     ):
         bound = rule.get(what)
         if bound is not None and not keeps(bound):
-            raise SettingError(f"wb.{method}: {name}={value!r} must be {what.replace('_', ' ')} {bound}.")
+            raise SettingError(f"{called(method)}: {name}={value!r} must be {what.replace('_', ' ')} {bound}.")
     if math.isinf(value):
-        raise SettingError(f"wb.{method}: {name}={value!r} must be finite.")
+        raise SettingError(f"{called(method)}: {name}={value!r} must be finite.")
 
 
 def evaluation_due(settings: Settings, step: int) -> bool:

@@ -268,8 +268,8 @@ def _settings(method: str, settings: dict[str, Any]) -> str:
 
 def differing(method: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Those of the stored settings that are not the method's defaults, or that it does not know any more."""
-    defaults = {}
-    for field in dataclasses.fields(settings_of.METHODS[method]):
+    defaults, kind = {}, settings_of.find(method)
+    for field in dataclasses.fields(kind) if kind else ():
         made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         defaults[field.name] = json.loads(json.dumps(made, default=str))
     return {name: value for name, value in settings.items() if name not in defaults or defaults[name] != value}

@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from workbench import settings as settings_of
 from workbench.errors import StoreError
 from workbench.sharing.card import HUB_DATA, differing
 from workbench.sharing.source import NoSource, definition
@@ -313,7 +314,7 @@ class _Script:
     def _run(self) -> list[str]:
         method = self.meta["method"]
         held_out = ", eval_dataset=held_out" if self.meta["eval"] is not None else ""
-        made = ["", f"run = wb.{method}(policy, rows, out=args.out{held_out}, **SETTINGS)"]
+        made = ["", f"run = {settings_of.called(method)}(policy, rows, out=args.out{held_out}, **SETTINGS)"]
         if 0 in self.line.changes:
             made.append(self._set(0, self.line.changes[0]))
         if self.line.last:

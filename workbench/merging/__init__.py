@@ -1,0 +1,1 @@
+"""Operations on weights after training: soups, scaled and pruned updates, fused decoding."""

@@ -1,0 +1,6 @@
+"""Variants of preference optimisation: see `workbench.methods.dpo.Variant`.
+
+`METHODS`: name -> the module here whose METHOD it is. No torch in this file.
+"""
+
+METHODS: dict[str, str] = {}

@@ -1,0 +1,1 @@
+"""Scores and selectors: which rows to train on."""
