@@ -14,7 +14,7 @@ BUDGET := 1200
 LESSON := 300
 
 .DEFAULT_GOAL := help
-.PHONY: help setup new-venv demo lab test lint docs shots bench browser doctor clean
+.PHONY: help setup new-venv demo lab test lint docs status shots bench browser doctor clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ test: $(READY) lint browser  ## lint, then all tests, lessons and browser tests
 
 docs: $(READY)  ## write the generated pages and tables of docs/ anew, from the source
 	$(PY) -m docs.generator
+
+status: $(READY)  ## run every example of the catalogue, and write down which methods work
+	WORKBENCH_WRITE_STATUS=1 $(PY) -m pytest -q tests/test_catalogue.py
 
 shots: $(READY) browser  ## take the pictures of docs/views.md anew, from real runs
 	WORKBENCH_SHOTS=docs/images $(PY) -m pytest -q tests/browser/test_browser_shots.py

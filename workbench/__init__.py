@@ -40,6 +40,8 @@ _NAMES = {
     "rewards": "workbench.rewards:",
     "evaluate": "workbench.evaluate_policy",
     "forecast": "workbench.forecasting",
+    "catalogue": "workbench.catalogue",
+    "method": "workbench.catalogue",
     "label": "workbench.preferring",
     "labels": "workbench.preferring",
     "Run": "workbench.run",

@@ -38,6 +38,11 @@ SECTIONS = (
         ("sft", "dpo", "cpo", "orpo", "kto", "grpo", "rloo"),
         "Each makes a [Run](#run); nothing trains yet. Their losses, and which to take: [losses](losses.md).",
     ),
+    Section(
+        "Catalogue",
+        ("catalogue", "method"),
+        "Published methods under their names. All of them: [catalogue](catalogue.md).",
+    ),
     Section("Run", ("Run", "open", "resume", "runs", "compare"), "A method being executed, with its record."),
     Section("Evaluation", ("evaluate",), "What a policy can do, without a run."),
     Section("Forecast", ("forecast",), "Whether a run fits into memory, before it begins."),

@@ -10,14 +10,21 @@ a Run, like `wb.sft`; a merge, a selector, an analysis return what they are.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from workbench.catalogue.entry import Entry, Paper
+from workbench.errors import SettingError, did_you_mean
 
-__all__ = ["FAMILIES", "Entry", "Paper", "entries"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["FAMILIES", "Entry", "Paper", "catalogue", "entries", "method"]
 
 FAMILIES = (
-    "supervised", "transformed", "preference", "policy", "actors", "selftraining", "selection", "adapting", "merging", "analyses",
+    "supervised", "transformed", "preference", "policy", "actors", "selftraining", "selection", "adapting", "merging",
+    "analyses",
 )  # fmt: skip
 """modules of this package, each with ENTRIES; none imports torch"""
 
@@ -29,3 +36,49 @@ def entries() -> dict[str, Entry]:
 
 def _of(family: str) -> list[Entry]:
     return import_module(f"workbench.catalogue.{family}").ENTRIES
+
+
+def method(name: str) -> Callable[..., Any]:
+    """The method `name` of the catalogue, as a callable; `help()` on it reads like a card.
+
+    A training method takes a policy and data and returns a Run, like `wb.sft`; a merge, a selector, a transform, a
+    reward or an analysis returns what it is. Also found by its number in the list, as in "S058". Raises SettingError
+    for a name that there is not.
+    """
+    from workbench.catalogue.calls import callable_of
+
+    known = entries()
+    found = known.get(name) or next((entry for entry in known.values() if entry.id == name), None)
+    if found is None:
+        raise SettingError(f"There is no method {name!r}.{did_you_mean(str(name), known)} wb.catalogue() lists them.")
+    return callable_of(found)
+
+
+def catalogue() -> pd.DataFrame:
+    """All published methods that are here: id, name, paper, year, kind, call, summary, needs, status.
+
+    `status` is "works" where the tests passed for the source as it is, "changed" where it changed since.
+    """
+    import pandas as pd
+
+    from workbench.catalogue import status
+
+    return pd.DataFrame(
+        {
+            "id": entry.id or "",
+            "name": entry.name,
+            "paper": f"{entry.paper.authors}: {entry.paper.title}",
+            "year": entry.paper.year,
+            "kind": entry.kind,
+            "call": called(entry),
+            "summary": entry.summary,
+            "needs": entry.needs,
+            "status": status.of(entry),
+        }
+        for entry in entries().values()
+    )
+
+
+def called(entry: Entry) -> str:
+    """How a user calls it."""
+    return f"wb.method({entry.name!r})"

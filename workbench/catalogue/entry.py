@@ -36,6 +36,7 @@ class Entry:
              "module:function" of anything else
     summary  one sentence: what it does
     needs    what it asks for beside a policy: "a verifier", "demonstrations", ...; empty: nothing
+    sets     settings that make the method of `call` this one, where it is a preset
     neutral  the settings at which it is its base method, `base`: "sft", "dpo" or "grpo"; None: it has none
     example  Python that runs it on small things: `wb`, `policy` (the shipped model with an adapter), `rows` (prompt and
              completion), `pairs` (prompt, chosen, rejected), `task` (sums) and `out` (a folder) are there; the last
@@ -52,7 +53,8 @@ class Entry:
     example: str
     needs: str = ""
     base: str | None = None
-    neutral: Mapping[str, Any] | None = field(default=None)
+    neutral: Mapping[str, Any] | None = None
+    sets: Mapping[str, Any] = field(default_factory=dict)
     differs: str = ""
 
     @property

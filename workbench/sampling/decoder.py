@@ -11,6 +11,7 @@ take them, the longest first. See `sources` for where logits come from, `drawing
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,19 +49,23 @@ def decode(
     text: Callable[[list[int]], str] | None = None,
     check: Callable[[], None] | None = None,
     on_token: Callable[[int, Drawn], None] | None = None,
+    source: Any = None,
 ) -> list[Drawn]:
     """`n` completions of each prompt, prompt by prompt: row `p * n + s` is sample s of prompt p and uses its
     key.
 
     `text` gives the text of ids, by which `sampling.stop_strings` are found. `check` is called before every token and
-    may raise to end the work; `on_token` after every one, with its row and what that row has so far. Raises RunError if
-    the model's logits are not numbers, and if memory runs out. The model must be in eval mode.
+    may raise to end the work; `on_token` after every one, with its row and what that row has so far. `source`: where
+    logits come from (as those of `sampling.sources`), with room for min(ROWS, all rows); None: the model. Raises
+    RunError if the model's logits are not numbers, and if memory runs out. The model must be in eval mode.
     """
     if not prompts:
         return []
     stops = StopStrings(sampling.stop_strings, text) if sampling.stop_strings else None
     try:
-        source, places = _source(model, filler, prompts, n, sampling)
+        places = min(ROWS, len(prompts) * n)
+        if source is None:
+            source, places = _source(model, filler, prompts, n, sampling)
         batch = _Batch(source, places, [tuple(p) for p in prompts for _ in range(n)], keys, sampling, stop_ids, stops)
         batch.check, batch.on_token = check or (lambda: None), on_token
         batch.run()

@@ -7,13 +7,13 @@ import inspect
 import sys
 from functools import cache
 
-from workbench.settings import METHODS
+from workbench.settings import of
 
 
 @cache
 def meanings(method: str) -> dict[str, str]:
     """Setting -> what it does; the words of the class nearest to the method's own. "" where there are none."""
-    kind = METHODS[method]
+    kind = of(method)
     written = [_of_module(owner.__module__).get(owner.__name__, {}) for owner in kind.__mro__]
     return {name: next((words[name] for words in written if words.get(name)), "") for name in kind.__dataclass_fields__}
 
