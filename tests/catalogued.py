@@ -22,9 +22,9 @@ STEPS = 3
 class Captured(Exception):
     """The call of the example."""
 
-    def __init__(self, data: Any, settings: dict[str, Any]):
+    def __init__(self, policy: Any, data: Any, settings: dict[str, Any]):
         super().__init__("captured")
-        self.data, self.settings = data, settings
+        self.policy, self.data, self.settings = policy, data, settings
 
 
 class _Capturing:
@@ -41,7 +41,7 @@ class _Capturing:
             return wb.method(name)
 
         def call(policy, data, *, out=None, eval_dataset=None, track=None, **settings):
-            raise Captured(data, settings)
+            raise Captured(policy, data, settings)
 
         return call
 
@@ -52,14 +52,15 @@ class Call:
 
     name: str
     method: str
+    policy: Any
     data: Any
     settings: dict[str, Any]
 
-    def run(self, policy, out, **changes) -> wb.Run:
-        """A run of STEPS small steps."""
+    def run(self, out, **changes) -> wb.Run:
+        """A run of STEPS small steps, of the policy as it was."""
         given = dict(ENTRIES[self.name].sets) | self.settings
         settings = given | {"lr": 1e-3, "seed": 5, "snapshot_steps": 100, "steps": STEPS} | changes
-        return launch(self.method, policy, self.data, out, None, settings, None)
+        return launch(self.method, self.policy.reset(), self.data, out, None, settings, None)
 
 
 def call_of(name: str, names: dict[str, Any]) -> Call:
@@ -68,7 +69,7 @@ def call_of(name: str, names: dict[str, Any]) -> Call:
     try:
         examples.run(entry, dict(names) | {"wb": _Capturing(name)})
     except Captured as call:
-        return Call(name, entry.call, call.data, call.settings)
+        return Call(name, entry.call, call.policy, call.data, call.settings)
     raise AssertionError(f"{name}: its example does not call wb.method({name!r})")
 
 

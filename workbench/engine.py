@@ -192,7 +192,7 @@ class Engine:
         )
 
     def _stored(self, step: int) -> Rollouts:
-        return self.store.load_rollouts(step, self.branch)
+        return stored_rollouts(self.store, step, self.branch)
 
     def _commit(self, step: Step) -> None:
         self.store.commit_step(
@@ -357,6 +357,23 @@ class Engine:
         finally:
             self.policy.model.zero_grad(set_to_none=True)
         return outcome, grads
+
+
+def stored_rollouts(store: Store, step: int, branch: int) -> Rollouts:
+    """The rollouts of a step of the line to `branch`; those from before a fork stand in the store of its parent."""
+    parent = store.get("parent")
+    if not parent or step > parent["step"]:
+        return store.load_rollouts(step, branch)
+    if not Path(parent["folder"]).exists():
+        raise RunError(
+            f"{store.folder.name} needs the rollouts of step {step}. They stand in the run it was forked from, and"
+            f" {parent['folder']} is gone."
+        )
+    before = Store(parent["folder"])
+    try:
+        return stored_rollouts(before, step, parent["branch"])
+    finally:
+        before.close()
 
 
 def changed(live: Live, method: str, given: dict[str, Any]) -> tuple[Live, dict[str, Any]]:

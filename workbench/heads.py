@@ -37,6 +37,25 @@ DIFFERENTIABLE = ("logprob", "entropy", "mean_logprob")
 _plain: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
+@dataclass(frozen=True)
+class ValueHead:
+    """A linear head of one output on the hidden states that predict tokens, beside the model's own. It is no part of
+    the model: whoever trains it keeps its tensors."""
+
+    weight: nn.Parameter
+    """(D,)"""
+    bias: nn.Parameter
+    """()"""
+    detached: bool = False
+    """its gradient ends here and does not reach the model"""
+
+    def of(self, hidden: Tensor) -> Tensor:
+        """(N,) of hidden states (N, D), in the head's precision."""
+        hidden = (hidden.detach() if self.detached else hidden).to(self.weight.dtype)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return hidden @ self.weight + self.bias
+
+
 def of(
     trunk: Trunk, hidden: Tensor, target: Tensor, temperature: float = 1.0, needs: frozenset[str] = frozenset()
 ) -> dict[str, Tensor]:

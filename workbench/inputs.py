@@ -74,6 +74,8 @@ def check_data(policy: Policy, settings: Any, *data: Any) -> None:
     for one in data:
         if hasattr(one, "prompts"):
             policy.check_lengths(one.prompts, settings.max_new_tokens)
+        if hasattr(one, "longest"):  # what prompts may grow to
+            policy.check_lengths(one.longest, settings.max_new_tokens)
         if hasattr(one, "check"):
             one.check(settings)
 
@@ -90,6 +92,7 @@ def prepared(
 def prepare(method: methods.Method, policy: Policy, source: Rows | Task, settings, what: str) -> Any:
     """What the method reads of the data; what tokenising found odd is said, under the name `what`."""
     check(policy, settings)
+    method.check(policy, settings)
     read = (method.prepare_eval or method.prepare) if what == EVAL else method.prepare
     prepared = read(policy.tokenizer, source, settings)
     report = getattr(prepared, "report", None)

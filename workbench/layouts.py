@@ -66,6 +66,8 @@ def check_inputs(
     inputs: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], starts: Sequence[int]
 ) -> Sequence[Sequence[int]]:
     """`inputs`. Raises DataError where one is not as long as its sequence, or differs before its start."""
+    if len(inputs) != len(sequences):
+        raise DataError(f"token_scores: {len(sequences)} sequences but {len(inputs)} inputs; give one a sequence.")
     for b, (given, sequence, start) in enumerate(zip(inputs, sequences, starts, strict=True)):
         if len(given) != len(sequence) or list(given[:start]) != list(sequence[:start]):
             raise DataError(f"token_scores: input {b} must be as long as its sequence and have the same prompt.")

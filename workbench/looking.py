@@ -30,6 +30,8 @@ class Gradients:
 
 def preview(engine: Engine, data: Any) -> tuple[Any, dict[str, Any]]:
     """The Outcome and the gradients of the next update on rows or Rollouts."""
+    if engine.method.previews == "rows":
+        return engine.preview(read_rows(data))
     if engine.method.takes == "rows":
         prepared = engine.method.prepare(engine.policy.tokenizer, read_rows(data), engine.settings)
         return engine.preview(prepared)

@@ -38,7 +38,8 @@ class Batch:
 
     sequences  token ids of prompt and completion, one list a row
     starts     the first scored position of each row; everything from there on is scored
-    columns    per row: a number, or one number per scored token
+    columns    per row: a number, or one number per scored token. `strength`: what the adapter is multiplied with while
+               the row goes through an update; rows of another strength go in another micro-batch
     unit       rows that belong together and are never split (2 for preference pairs)
     lines      a number for each row: rows with the same number are laid end to end in one line and are a unit;
                only for models that keep them apart (see `workbench.lines`). None: a line for each row
@@ -174,12 +175,25 @@ def plan(
 
     Padded units are taken by length, others prompt by prompt.
     """
+    strengths = batch.columns.get("strength", ())
+    if len(set(strengths)) > 1:
+        return _apart(strengths, batch, size, most, rate, shared)
     most = _ALL if most is None else most
     units = units_of(batch, shared)
     units.sort(key=(lambda unit: -unit.width) if rate.padded else _by_prompt(units))
     cut = _cut(units, most, rate) if size is None else _chunks(units, size, most, rate)
     cut.sort(key=lambda part: -tokens_of(part, rate.padded))
     return [[row for unit in part for row in unit.rows] for part in cut]
+
+
+def _apart(strengths: Sequence[float], batch: Batch, size, most, rate, shared) -> list[list[int]]:
+    """The plan where rows of unlike strength go through the model apart."""
+    made = []
+    for strength in sorted(set(strengths)):
+        rows = [row for row, one in enumerate(strengths) if one == strength]
+        prompts = None if shared is None else [shared[row] for row in rows]
+        made += [[rows[i] for i in part] for part in plan(batch.take(rows), size, most, rate=rate, shared=prompts)]
+    return sorted(made, key=lambda part: -sum(len(batch.sequences[row]) for row in part))
 
 
 def _by_prompt(units: Sequence[Unit]) -> Callable[[Unit], tuple[int, int]]:

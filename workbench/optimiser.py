@@ -57,6 +57,7 @@ class Optimiser:
     make     the optimiser over parameter groups, from the settings and the learning rate
     counts   its step count is a Python number, not a tensor
     fused    its step count lies beside the parameter, not on the CPU
+    entrywise   its slots, but for the step count, have a number for each entry of the parameter
     paper    where it is from
     """
 
@@ -65,18 +66,19 @@ class Optimiser:
     paper: str
     counts: bool = False
     fused: bool = False
+    entrywise: bool = False
 
 
 ADAMW = "Loshchilov and Hutter 2019, arXiv 1711.05101"
 EIGHT_BIT = Optimiser("adamw_8bit", _adamw_8bit, "Dettmers et al. 2022, arXiv 2110.02861", counts=True)
 OPTIMISERS = {
-    "adamw_torch": Optimiser("adamw", _adamw, ADAMW),
-    "adamw_torch_fused": Optimiser("adamw", partial(_adamw, fused=True), ADAMW, fused=True),
+    "adamw_torch": Optimiser("adamw", _adamw, ADAMW, entrywise=True),
+    "adamw_torch_fused": Optimiser("adamw", partial(_adamw, fused=True), ADAMW, fused=True, entrywise=True),
     "adamw_8bit": EIGHT_BIT,
     "adamw_bnb_8bit": EIGHT_BIT,
     "adafactor": Optimiser("adafactor", _adafactor, "Shazeer and Stern 2018, arXiv 1804.04235", counts=True),
     "sgd": Optimiser("sgd", _sgd, "Robbins and Monro 1951"),
-    "rmsprop": Optimiser("rmsprop", _rmsprop, "Tieleman and Hinton 2012, lecture 6.5"),
+    "rmsprop": Optimiser("rmsprop", _rmsprop, "Tieleman and Hinton 2012, lecture 6.5", entrywise=True),
 }
 
 
@@ -95,6 +97,8 @@ def check(trained: Mapping[str, Tensor], settings: Settings) -> None:
 Scope = Mapping[str, Tensor | None]
 """What trains: by the parameter's name a bool mask of its shape, None for all of it; parameters without a name here
 stay. Moments and decay are those of the masked entries alone."""
+PLACES = "places"
+"""the slot of a masked parameter that says whose moments the others are: flat places, ascending"""
 
 
 def restrict(trained: Mapping[str, nn.Parameter], scope: Scope) -> None:
@@ -115,9 +119,10 @@ def step(
     """One step on the parameters' gradients, which are cleared; the slots in `state.optim` move on.
 
     With a mask the optimiser is given the masked entries alone, as a tensor of their own, and so are its slots: neither
-    decay nor old moments can move another entry. Slots that do not fit the mask begin anew. Biases and norms are not
-    decayed, as in transformers' Trainer. Where the run had another optimiser before, its slots are dropped and this one
-    starts anew: moments of one kind say nothing to another.
+    decay nor old moments can move another entry. Where the mask is another one than before, entries in both keep their
+    moments and new ones begin with none, and the count of steps is the parameter's; but 8-bit moments and adafactor's
+    begin anew. Biases and norms are not decayed, as in transformers' Trainer. Where the run had another optimiser
+    before, its slots are dropped and this one starts anew: moments of one kind say nothing to another.
     """
     chosen = OPTIMISERS[settings.optim]
     for other in {row.slots for row in OPTIMISERS.values()} - {chosen.slots}:
@@ -125,6 +130,7 @@ def step(
     slots = state.optim.setdefault(chosen.slots, {})
     spared = undecayed(model)
     masks = {name: mask for name, mask in (scope or {}).items() if mask is not None and name in trained}
+    places = {name: _places(mask) for name, mask in masks.items()}
     whole, trained = trained, {name: _masked(p, masks[name]) if name in masks else p for name, p in trained.items()}
     groups = [
         {"params": [p for name, p in trained.items() if name not in spared], "weight_decay": settings.weight_decay},
@@ -132,14 +138,16 @@ def step(
     ]
     optimizer = chosen.make(groups, settings, lr)
     for name, p in trained.items():
-        if name in slots and _fit(slots[name], p):
-            optimizer.state[p] = _as_kept(slots[name], p, chosen)
+        if kept := _moved(slots.get(name, {}), places.get(name), whole[name], chosen):
+            optimizer.state[p] = _as_kept(kept, p, chosen)
     optimizer.step()
     for name, mask in masks.items():
         whole[name].data[mask] = trained[name].data
     for name, p in trained.items():
         kept = optimizer.state[p].items()
         slots[name] = {slot: torch.as_tensor(value) for slot, value in kept if value is not None}
+        if name in places:
+            slots[name][PLACES] = places[name]
         whole[name].grad = None
 
 
@@ -149,10 +157,43 @@ def _masked(p: nn.Parameter, mask: Tensor) -> nn.Parameter:
     return made
 
 
-def _fit(slots: Mapping[str, Tensor], p: Tensor) -> bool:
-    """Whether the slots of a parameter are of its size: those that an earlier scope left may not be."""
-    moments = slots.get("exp_avg")
-    return moments is None or moments.shape == p.shape
+def _places(mask: Tensor) -> Tensor:
+    """(k,) the masked entries of a flattened parameter, ascending."""
+    return mask.flatten().nonzero()[:, 0].to(torch.int32 if mask.numel() < 2**31 else torch.int64)
+
+
+def _moved(
+    slots: Mapping[str, Tensor], places: Tensor | None, p: Tensor, chosen: Optimiser
+) -> dict[str, Tensor]:
+    """The slots of parameter `p` for the entries at `places` (None: all), from those of the entries at its PLACES."""
+    kept = dict(slots)
+    before = kept.pop(PLACES, None)
+    if before is places or (before is not None and places is not None and torch.equal(before, places)):
+        return kept
+    if not chosen.entrywise:
+        return {}
+    for name, slot in kept.items():
+        if name != "step":
+            spread = slot.reshape(-1)
+            if before is not None:
+                spread = slot.new_zeros(p.numel())
+                spread[before.long()] = slot
+            kept[name] = spread.view(p.shape) if places is None else spread[places.long()]
+    return kept
+
+
+def restart(state: State) -> None:
+    """The next step begins without moments, whatever the optimiser: a new stage of the run."""
+    state.optim.clear()
+
+
+def share(trained: Mapping[str, Tensor], scope: Scope | None) -> float:
+    """The share of the trainable numbers that `scope` lets train."""
+    if scope is None:
+        return 1.0
+    chosen = {name: p for name, p in trained.items() if name in scope}
+    counts = [p.numel() if (mask := scope[name]) is None else int(mask.sum()) for name, p in chosen.items()]
+    return sum(counts) / sum(p.numel() for p in trained.values())
 
 
 def undecayed(model: nn.Module) -> set[str]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from workbench import adapters, flat, keys, layouts, quantisation, scoring, summary, trunk, worker
 from workbench.adapters import folding
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
+from workbench.heads import ValueHead
 from workbench.loading import Loaded, load_parts, quiet
 from workbench.pieces import Pieces
 from workbench.sampling import decoder
@@ -237,6 +238,7 @@ class Policy:
         groups: Sequence[int] | None = None,
         inputs: Sequence[Sequence[int]] | None = None,
         share: float = 1.0,
+        value: ValueHead | None = None,
     ) -> TokenScores:
         """Scores tokens `sequences[b][starts[b]:]` of each sequence in one forward of the model as it is.
 
@@ -247,7 +249,8 @@ class Policy:
         all tokens before their start, and all lie in one line without padding (see `workbench.flat`; not every model
         takes that, `workbench.prefixes` says which). `inputs`: ids that the model reads in place of the sequences, which
         stay what is scored; `share`: how much of each embedding is theirs, the rest being that of the sequences.
-        Raises DataError for a start below 1, for a group without a common prompt, and for inputs that do not fit.
+        `value`: a head that says a number before each token, from the same hidden states. Raises DataError for a start
+        below 1, for a group without a common prompt, and for inputs that do not fit.
         """
 
         def laid(read: Sequence[Sequence[int]] | None) -> layouts.Layout | flat.Flat:
@@ -257,9 +260,10 @@ class Policy:
 
         batch = laid(inputs if share == 1 else None)
         if inputs is None or share == 1:
-            return scoring.score(self.model, batch, temperature, needs)
+            return scoring.score(self.model, batch, temperature, needs, value)
+        trunk.of(self.model)  # tried before, not with embeddings that are blended
         with trunk.blended(self.model, laid(inputs).ids, share):
-            return scoring.score(self.model, batch, temperature, needs)
+            return scoring.score(self.model, batch, temperature, needs, value)
 
     def logits(self, ids: Tensor, keep: int) -> Tensor:
         """(B, keep, V) of the last `keep` places of `ids` (B, L)."""

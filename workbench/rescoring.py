@@ -113,10 +113,13 @@ def _step(store: Store, task: Task, rows: list[dict], method: str, stored: pd.Da
     settings = make(method, known(method, store.settings(step)))
     scored = Rollouts([""] * len(ids), [""] * len(ids), ids=ids, group=list(stored["group_id"]))
     scored.rewards, scored.reward = table.parts, table.total
-    add_overlong(scored, settings)
+    graded = hasattr(settings, "advantage_estimator")  # methods that filter completions have no advantages
+    if graded:
+        add_overlong(scored, settings)
     parts = [name for name in stored if str(name).startswith("rewards/") and stored[name].notna().any()]
     kept = stored[["id", "step", "group_id", "prompt", "completion", "reward", "advantage", *parts]]
-    made = {"new_reward": scored.reward, "new_advantage": advantages_of(scored, settings, task.weight_of)}
+    advantage = advantages_of(scored, settings, task.weight_of) if graded else np.full(len(ids), np.nan)
+    made = {"new_reward": scored.reward, "new_advantage": advantage}
     made |= {f"new_rewards/{name}": values for name, values in scored.rewards.items()}
     return pd.concat([kept, pd.DataFrame(made, index=kept.index)], axis=1)
 

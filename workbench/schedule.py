@@ -20,13 +20,14 @@ def learning_rate(settings: Settings, step: int) -> float:
         return 0.0
     kind = "constant_with_warmup" if settings.lr_scheduler_type == "constant" else settings.lr_scheduler_type
     given = json.dumps(settings.lr_scheduler_kwargs or {}, sort_keys=True)
-    return settings.lr * _factor(kind, settings.lr, warmup(settings), settings.steps, given)(step - 1)
+    at, steps = settings.course(step)
+    return settings.lr * _factor(kind, settings.lr, warmup(settings, steps), steps, given)(at - 1)
 
 
-def warmup(settings: Settings) -> int:
-    """The steps of the warm-up: `warmup_steps`, or that share of all steps (rounded up) where it is below 1."""
+def warmup(settings: Settings, steps: int | None = None) -> int:
+    """The steps of the warm-up: `warmup_steps`, or that share of all `steps` (rounded up) where it is below 1."""
     given = settings.warmup_steps
-    return int(given) if given >= 1 else math.ceil(settings.steps * given)
+    return int(given) if given >= 1 else math.ceil((steps or settings.steps) * given)
 
 
 @lru_cache(maxsize=64)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench import flat, heads, trunk
+from workbench.errors import SettingError
 from workbench.flat import Flat
 from workbench.heads import statistics
 from workbench.layouts import Layout, take
@@ -36,6 +37,8 @@ class TokenScores:
     """(B, T) nats: the mean over the vocabulary of log p, differentiable; None if it was not asked for"""
     log_sum_sq: Tensor | None = None
     """(B, T) nats: log of the sum over the vocabulary of p squared, no gradient; None if it was not asked for"""
+    value: Tensor | None = None
+    """(B, T): what a value head says before each token, differentiable; None without one"""
 
 
 @dataclass
@@ -93,11 +96,15 @@ def predictions(model: nn.Module, batch: Layout | Flat) -> Predictions:
 
 
 def score(
-    model: nn.Module, batch: Layout | Flat, temperature: float = 1.0, needs: frozenset[str] = frozenset()
+    model: nn.Module,
+    batch: Layout | Flat,
+    temperature: float = 1.0,
+    needs: frozenset[str] = frozenset(),
+    value: heads.ValueHead | None = None,
 ) -> TokenScores:
-    """Scores of a batch. `needs`: see `heads.statistics`."""
-    names = ["logprob", "entropy", "top1", *sorted(needs & {"mean_logprob", "log_sum_sq"})]
-    made = _made(model, batch, temperature, needs) if batch.target.numel() else {}
+    """Scores of a batch. `needs`: see `heads.statistics`. `value`: a head of its own on the same hidden states."""
+    names = ["logprob", "entropy", "top1", *sorted(needs & {"mean_logprob", "log_sum_sq"}), *["value"] * bool(value)]
+    made = _made(model, batch, temperature, needs, value) if batch.target.numel() else {}
 
     def spread(name: str) -> Tensor:
         if name not in made:
@@ -108,11 +115,19 @@ def score(
     return TokenScores(**{name: spread(name) for name in names}, mask=batch.mask)
 
 
-def _made(model: nn.Module, batch: Layout | Flat, temperature: float, needs: frozenset[str]) -> dict[str, Tensor]:
+def _made(
+    model: nn.Module, batch: Layout | Flat, temperature: float, needs: frozenset[str], value: heads.ValueHead | None
+) -> dict[str, Tensor]:
     """The statistics of all scored tokens, each (N,)."""
     ahead = predictions(model, batch)
     if ahead.halves is not None:
-        return heads.of(ahead.halves, ahead.states, ahead.target, temperature, needs)
+        made = heads.of(ahead.halves, ahead.states, ahead.target, temperature, needs)
+        return made if value is None else made | {"value": value.of(ahead.states)}
+    if value is not None:
+        raise SettingError(
+            "A value head reads the hidden states before the model's output matrix, and this model (or its adapter)"
+            " cannot be cut there. Take a LoRA adapter, or a method without a value head (wb.grpo)."
+        )
     parts = ahead.parts(ahead.states.shape[1])
     return heads.joined([statistics(ahead.states[p], ahead.target[p], temperature, needs) for p in parts])
 

@@ -22,8 +22,8 @@ What is wrong is an error or is counted in a `MaskReport`, to be shown before tr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from workbench import weights
@@ -55,6 +55,8 @@ class Example:
     mask: list[int]
     weight: list[float]
     row: int
+    given: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """the row it is made of, with all its columns"""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def fit_rows(
 
     splits = ((index, split(index, row)) for index, row in enumerate(rows._rows))
     items = _examples(splits, tokenizer, not rows.conversational, max_length, truncation, tally)
+    items = [replace(item, given=rows._rows[item.row]) for item in items]
     return Examples(items, _report(len(rows), items, tally, rows.notes, max_length))
 
 

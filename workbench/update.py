@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from workbench import flat, lines, objectives, optimiser, precision, prefixes, recompute, worker
-from workbench.adapters import fused
+from workbench.adapters import fused, scaling
 from workbench.errors import RunError, SettingError
+from workbench.heads import ValueHead
 from workbench.keys import key, torch_seed
 from workbench.micro_batches import Batch
 from workbench.schedule import learning_rate
@@ -25,7 +26,7 @@ from workbench.settings import Settings
 from workbench.state import State
 from workbench.trunk import has_dropout
 
-DIFFERENTIABLE = ("logprob", "entropy", "mean_logprob")
+DIFFERENTIABLE = ("logprob", "entropy", "mean_logprob", "value")
 """the scores through which a loss can reach the weights"""
 
 
@@ -67,32 +68,41 @@ def gradients(
     padding_free: bool = False,
     gradient_checkpointing: bool = False,
     bf16: bool = False,
+    value: ValueHead | None = None,
 ) -> Outcome:
     """Loss and metrics of `batch`; with `grad`, its gradients are left in the `.grad` of the trained parameters.
 
     Dropout (only where the model has any) is drawn from `dropout_key` and the micro-batch's number, inside a
     fork of the generators. `check()` is called before each micro-batch and may raise Interrupted. `padding_free`
     (rows laid end to end) and `gradient_checkpointing` (activations computed twice) spend less memory and change
-    nothing else.
+    nothing else. `value`: a head for objectives that need "value"; its gradients are left in it, too.
     """
     model = policy.model
     model.zero_grad(set_to_none=True)
+    for p in (value.weight, value.bias) if value else ():
+        p.grad = None
     dropout = train_mode and grad and has_dropout(model)
 
     def scored(number: int, grad: bool) -> tuple[Batch, TokenScores]:
         check()
         part = batch.take(micro_batches[number])
+        if "strength" in part.columns:
+            turn(part.columns["strength"][0])  # until the next one: its backward pass may compute layers again
         with (
             seeded(key(dropout_key, number), policy.device) if dropout else nullcontext(),
             torch.set_grad_enabled(grad),
         ):
             laid = laid_out(policy, part, padding_free)
-            laid |= {"inputs": part.inputs, "share": part.share}
+            laid |= {"inputs": part.inputs, "share": part.share, "value": value}
             return part, policy.token_scores(
                 part.sequences, part.starts, temperature=temperature, needs=objective.needs, **laid
             )
 
-    with _ready(policy, train_mode and grad, gradient_checkpointing and grad), computing(model, bf16):
+    with (
+        _ready(policy, train_mode and grad, gradient_checkpointing and grad),
+        computing(model, bf16),
+        scaling.dialled(model) as turn,
+    ):
         if objective.coupled and len(micro_batches) > 1:
             return _together(batch, objective, totals, micro_batches, scored, grad)
         return _one_by_one(objective, totals, len(micro_batches), scored, grad)
@@ -174,34 +184,52 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def apply(
-    policy, state: State, settings: Settings, step: int, scope: optimiser.Scope | None = None
+    policy,
+    state: State,
+    settings: Settings,
+    step: int,
+    scope: optimiser.Scope | None = None,
+    beside: Mapping[str, torch.nn.Parameter] | None = None,
 ) -> dict[str, float]:
     """One step of the optimiser on the gradients left by `gradients`; its slots live in `state.optim`.
 
-    `scope`: what of the parameters trains (None: all). Gradients are clipped at `max_grad_norm`. Returns the metrics
-    `grad_norm` (before clipping) and `learning_rate`. Raises RunError before touching a weight when a gradient is not
-    finite.
+    `scope`: what of the policy's parameters trains (None: all). `beside`: parameters of none of its modules (a value
+    head's), by the names they have in `state.tensors`; they train too, with `value_lr` where that is set. Gradients are
+    clipped at `max_grad_norm`, all together. Returns the metrics `grad_norm` (before clipping) and `learning_rate`.
+    Raises RunError before touching a weight when a gradient is not finite.
     """
     trained = {name: p for name, p in policy.trainable().items() if p.grad is not None}
     if scope is not None:
         trained = {name: p for name, p in trained.items() if name in scope}
-    if not trained:
+    more = {name: p for name, p in (beside or {}).items() if p.grad is not None}
+    if not trained and not more:
         raise SettingError("Nothing received a gradient: no parameter is trainable. Attach an adapter first.")
     if scope is not None:
         optimiser.restrict(trained, scope)
-    grads = [p.grad for p in trained.values()]
+    everything = trained | more
+    grads = [p.grad for p in everything.values()]
     norm = torch.nn.utils.get_total_norm(grads)
     if not torch.isfinite(norm):
-        bad = [name for name, p in trained.items() if not torch.isfinite(p.grad).all()]
+        bad = [name for name, p in everything.items() if not torch.isfinite(p.grad).all()]
         raise RunError(
             f"Step {step}: the gradient is not finite (first in {bad[0] if bad else 'the norm'}); the step was undone."
         )
     if settings.max_grad_norm:
-        torch.nn.utils.clip_grads_with_norm_(list(trained.values()), settings.max_grad_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(list(everything.values()), settings.max_grad_norm, norm)
     lr = learning_rate(settings, step)
-    optimiser.step(policy.model, trained, state, settings, lr, scope)
+    if trained:
+        optimiser.step(policy.model, trained, state, settings, lr, scope)
+    if more:
+        optimiser.step(policy.model, more, state, settings, _beside_lr(settings, step, lr))
+        state.tensors |= {name: p.data for name, p in more.items()}
     policy.model.zero_grad(set_to_none=True)  # of what is outside the scope, too
     return {"grad_norm": float(norm), "learning_rate": lr}
+
+
+def _beside_lr(settings: Settings, step: int, lr: float) -> float:
+    """`value_lr` as far along its schedule as the learning rate is on its own."""
+    peak = getattr(settings, "value_lr", None)
+    return lr if peak is None else learning_rate(replace(settings, lr=peak), step)
 
 
 def check(policy, settings: Settings) -> None:

@@ -105,7 +105,7 @@ class _Copies:
     def whole(self, layer: nn.Module, weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor | None:
         """W + s B A (out, in); None where there is no room to keep it. Made anew where other tensors, or other numbers,
         stand in the layer (a reference is scored with its own)."""
-        now = tuple((part.data_ptr(), part._version) for part in (weight, a, b))
+        now = scaling, *((part.data_ptr(), part._version) for part in (weight, a, b))
         if layer in self._sums and self._sums[layer][0] == now:
             return self._sums[layer][1]
         if layer not in self._sums:

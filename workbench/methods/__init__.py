@@ -37,12 +37,16 @@ class Method:
     preview: Callable[..., Any]
     notice: Callable[..., str | None] = lambda data, settings: None
     """what to say of prepared data and settings before a run begins; None: nothing"""
+    check: Callable[..., None] = lambda policy, settings: None
+    """raises, before a run begins, where the method cannot work with this policy and these settings"""
     settings: type[Settings] | None = None
     """its settings; None: those that `workbench.settings.METHODS` has under its name"""
     prepare_eval: Callable[..., Any] | None = None
     """`prepare` for held-out rows; None: the same"""
     steps: Callable[[Any, Settings], int] | None = None
     """how many steps prepared data and settings make, where `steps` is not given; None: the setting's default"""
+    previews: str | None = None
+    """'rows' where `preview` reads rows as given, whatever the method takes; None: what it takes, prepared"""
 
 
 METHODS = {

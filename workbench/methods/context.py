@@ -12,6 +12,8 @@ from torch import Tensor
 
 from workbench import keys, micro_batches, out_of_memory, prefixes, update, worker
 from workbench.errors import RunError
+from workbench.heads import ValueHead
+from workbench.methods import value_head
 from workbench.micro_batches import Budget
 from workbench.sampling.rollouts import Rollouts
 from workbench.settings import Settings
@@ -94,10 +96,11 @@ class Context:
         self, state: State, batch: update.Batch, objective, totals, step: int, number: int = 0, scope=None, **how
     ) -> update.Outcome:
         """One optimiser update on `batch`; `number` counts the updates within the step; `scope` says what trains
-        (`optimiser.Scope`)."""
+        (`optimiser.Scope`), `value` is a head that trains along (`methods.value_head`)."""
         outcome = self.look(batch, objective, totals, f"update {number}", keys.key("step", step, number), **how)
+        beside = value_head.named(how.get("value"))
         try:
-            outcome.metrics |= update.apply(self.policy, state, self.settings, step, scope)
+            outcome.metrics |= update.apply(self.policy, state, self.settings, step, scope, beside)
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory.recognised(error):
                 raise
@@ -123,6 +126,14 @@ class Context:
         """Per row the log-probs (nats) of its scored tokens under the weights the policy holds; no gradient."""
         return self.fitting(batch, purpose, partial(self.scored, batch, temperature=temperature), grad=False)
 
+    def values(
+        self, batch: update.Batch, purpose: str, value: ValueHead, temperature: float = 1.0
+    ) -> tuple[list[list[float]], list[list[float]]]:
+        """The same, and per row what the value head says before each of its scored tokens; of one pass."""
+        work = partial(self._scored, batch, temperature=temperature, value=value)
+        logprob, told = self.fitting(batch, purpose, work, grad=False)
+        return logprob, told
+
     def scored(
         self,
         batch: update.Batch,
@@ -130,8 +141,19 @@ class Context:
         check: Callable[[], None] | None = None,
         temperature: float = 1.0,
     ) -> list[list[float]]:
-        """The same in given micro-batches; `check` is called before each."""
-        made: list[list[float]] = [[] for _ in range(len(batch))]
+        """The log-probs in given micro-batches; `check` is called before each."""
+        return self._scored(batch, micro_batches, check, temperature)[0]
+
+    def _scored(
+        self,
+        batch: update.Batch,
+        micro_batches: list[list[int]],
+        check: Callable[[], None] | None = None,
+        temperature: float = 1.0,
+        value: ValueHead | None = None,
+    ) -> list[list[list[float]]]:
+        names = ["logprob", *["value"] * bool(value)]
+        made: list[list[list[float]]] = [[[] for _ in range(len(batch))] for _ in names]
         with torch.no_grad(), update.computing(self.policy.model, self.settings.bf16):
             for rows in micro_batches:
                 (check or self.check)()
@@ -143,10 +165,12 @@ class Context:
                     needs=frozenset(),
                     inputs=part.inputs,
                     share=part.share,
+                    value=value,
                     **update.laid_out(self.policy, part, self.settings.padding_free),
                 )
-                for i, row, count in zip(rows, scores.logprob.double().cpu(), part.scored(), strict=True):
-                    made[i] = row[:count].tolist()
+                for table, name in zip(made, names, strict=True):
+                    for i, row, count in zip(rows, getattr(scores, name).double().cpu(), part.scored(), strict=True):
+                        table[i] = row[:count].tolist()
         return made
 
     # -- micro-batches ---------------------------------------------------------------------------------------

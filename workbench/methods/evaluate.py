@@ -103,16 +103,17 @@ def sample(
     """`n` completions of each drawn (row, round) of the task, with the rows' columns; no rewards yet.
 
     `prompts`: other tokenised prompts than the task's, one for each that is drawn, and further columns by name with a
-    value for each.
+    value for each. Where there are k prompts for each that is drawn, `n` / k completions are of each of them, in order.
     """
     settings = ctx.settings
     seeds = [
         keys.key(settings.seed, "sample", *purpose, row, number, again) for row, again in drawn for number in range(n)
     ]
     tokens, tags = prompts or ([prepared.prompts[row] for row, _ in drawn], {})
+    each_prompt = n * len(drawn) // len(tokens)
     rollouts = ctx.policy.sample_prompts(
         tokens,
-        n,
+        each_prompt,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -130,7 +131,7 @@ def sample(
     rollouts.sample = [number for _ in drawn for number in range(n)]
     rollouts.prompt = [rows[row]["prompt"] for row in each]
     rollouts.columns = {name: [rows[row].get(name) for row in each] for name in rows.columns if name != "prompt"}
-    rollouts.columns |= {name: [value for value in values for _ in range(n)] for name, values in tags.items()}
+    rollouts.columns |= {name: [value for value in values for _ in range(each_prompt)] for name, values in tags.items()}
     return rollouts
 
 

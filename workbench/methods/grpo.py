@@ -43,8 +43,11 @@ class Variant:
     rewarded    after the task's rewards: changes the rollouts in place (state, ctx, index, rollouts): a reward of its
                 own (`rl_batch.add_reward`), tags in `rollouts.columns`, or it returns others, with rows added to groups
     advantages  (N,) of the rollouts, from those that the settings' estimator gives (ctx, rollouts, advantages)
+    batch       the batch that the updates share, advantages and all, and metrics: what `rl_batch.make` gives, in its
+                place. Rows of other loss terms may come with the completions (`rl_batch.COMPANION`)
     columns     what rows bring along in an update: name -> a number a row, or one a token (state, ctx, index, rollouts)
     objective   of one update (settings, entropy coefficient, step)
+    how         further arguments of `ctx.learn`: a value head, a scope (state, ctx, index)
     after       more work within the step, once its updates are done (state, ctx, index, rollouts); returns metrics
 
     `prompts` and `rewarded` happen where completions are sampled; on a replay the stored rollouts have what they made
@@ -57,10 +60,12 @@ class Variant:
     )
     rewarded: Callable[[State, Context, int, Rollouts], Rollouts | None] = lambda state, ctx, index, rollouts: None
     advantages: Callable[[Context, Rollouts, np.ndarray], np.ndarray] = lambda ctx, rollouts, advantages: advantages
+    batch: Callable[..., tuple[update.Batch, dict[str, float]]] = rl_batch.make
     columns: Callable[[State | None, Context, int, Rollouts], dict[str, list]] = (
         lambda state, ctx, index, rollouts: {}
     )
     objective: Callable[[Any, float | None, int], Objective] = lambda settings, coef, index: objective(settings, coef)
+    how: Callable[[State | None, Context, int], dict[str, Any]] = lambda state, ctx, index: {}
     after: Callable[[State, Context, int, Rollouts], dict[str, float]] = lambda state, ctx, index, rollouts: {}
 
 
@@ -113,23 +118,25 @@ def train(
 ) -> dict[str, float]:
     """All updates of a step. Returns the means of their metrics, and those of the sampling that need the model."""
     settings = ctx.settings
-    parts = rl_batch.split(settings, index, len(rollouts))
-    updates = len(parts) * settings.num_iterations
-    whole, metrics = rl_batch.make(state, ctx, rollouts, updates, changes.advantages)
+    updates = min(settings.steps_per_generation, len(rollouts)) * settings.num_iterations
+    whole, metrics = changes.batch(state, ctx, rollouts, updates, changes.advantages)
     whole.columns |= changes.columns(state, ctx, index, rollouts)
+    parts = rl_batch.split_units(settings, index, whole)
     outcomes: list[update.Outcome] = []
     for rows in parts * settings.num_iterations:
         batch = whole.take(rows)
         totals = rl_batch.totals_of(batch, whole, len(parts), settings)
         made = changes.objective(settings, entropy.coefficient(state, settings), index)
-        outcome = ctx.learn(state, batch, made, totals, index, len(outcomes), temperature=settings.temperature)
+        how = {"temperature": settings.temperature} | changes.how(state, ctx, index)
+        outcome = ctx.learn(state, batch, made, totals, index, len(outcomes), **how)
         if rewards_entropy(settings):
             outcome.metrics["entropy_coef"] = entropy.updated(state, settings, outcome.metrics)
         state.json["updates"] = state.json.get("updates", 0) + 1
         reference.sync(state, ctx, state.json["updates"])
         outcomes.append(outcome)
     # an update without any token to look at has NaN for metrics of tokens
-    means = {name: mean([o.metrics[name] for o in outcomes]) for name in outcomes[0].metrics}
+    names = dict.fromkeys(name for outcome in outcomes for name in outcome.metrics)
+    means = {name: mean([o.metrics[name] for o in outcomes if name in o.metrics]) for name in names}
     return metrics | means | {"loss": float(np.mean([o.loss for o in outcomes]))}
 
 
@@ -148,12 +155,14 @@ def preview(ctx: Context, rollouts: Rollouts, changes: Variant = PLAIN) -> updat
         for reason, ids in zip(rollouts.finish_reason, rollouts.ids, strict=True)
     ]
     index = 1 if ctx.state is None else ctx.state.step + 1
-    batch, metrics = rl_batch.make(ctx.state, ctx, rollouts, advantages_by=changes.advantages)
+    batch, metrics = changes.batch(ctx.state, ctx, rollouts, 1, changes.advantages)
     batch.columns |= changes.columns(ctx.state, ctx, index, rollouts)
     coef = settings.entropy_coef if ctx.state is None else entropy.coefficient(ctx.state, settings)
     totals = rl_batch.totals_of(batch, batch, 1, settings)
     made = changes.objective(settings, coef, index)
-    outcome = ctx.look(batch, made, totals, "preview", temperature=settings.temperature)
+    how = {"temperature": settings.temperature} | changes.how(ctx.state, ctx, index)
+    how.pop("scope", None)  # what trains is the optimiser's affair
+    outcome = ctx.look(batch, made, totals, "preview", **how)
     outcome.metrics = describe(rollouts) | metrics | outcome.metrics
     return outcome
 

@@ -20,6 +20,9 @@ from workbench.rewards.lengths import soft_overlong
 from workbench.sampling.rollouts import Rollouts
 from workbench.state import State
 
+COMPANION = "companion"
+"""the column of rows that come with the completions for another term of the loss: 1 for those, which the policy
+gradient leaves out (their `keep` is 0) and no normaliser counts; the rows of the completions themselves have 0"""
 OVERLONG = "overlong"
 """the name of the reward that `overlong_cache` adds"""
 
@@ -175,13 +178,41 @@ def split(settings: Any, index: int, rows: int) -> list[list[int]]:
     return [sorted(int(row) for row in part) for part in np.array_split(order, parts)]
 
 
+def accompanied(
+    whole: update.Batch, sequences: list[list[int]], starts: list[int], columns: dict[str, list[float]]
+) -> update.Batch:
+    """`whole` with companion rows after its own, for another term of the loss (see `objectives.companions`).
+
+    `columns`: what these rows bring along, a number each. Of the other columns they have 0, as the rows of `whole` have
+    of theirs.
+    """
+    own, more = len(whole), len(sequences)
+
+    def nothing(values: Sequence) -> list:
+        return [[]] * more if hasattr(values[0], "__len__") else [0.0] * more
+
+    made = {name: [*values, *nothing(values)] for name, values in whole.columns.items()}
+    made |= {name: [0.0] * own + list(values) for name, values in columns.items()}
+    made[COMPANION] = [0.0] * own + [1.0] * more
+    return update.Batch(whole.sequences + sequences, whole.starts + starts, made, whole.unit)
+
+
+def split_units(settings: Any, index: int, whole: update.Batch) -> list[list[int]]:
+    """The same for a batch whose units stay whole (completions with their companions)."""
+    units = whole.units()
+    return [[row for unit in part for row in units[unit]] for part in split(settings, index, len(units))]
+
+
 def totals_of(batch: update.Batch, whole: update.Batch, parts: int, settings: Any) -> dict[str, float]:
     """The normalisers of an update on `batch`, one of `parts` that `whole` is split into."""
 
     def kept(b: update.Batch) -> float:
         return float(sum(n * k for n, k in zip(b.scored(), b.columns["keep"], strict=True)))
 
+    companions = sum(batch.columns.get(COMPANION, ()))
     return update.totals_of(batch) | {
+        "rows": float(len(batch) - companions),
+        "companions": float(companions),
         "tokens": kept(batch),
         "tokens_share": max(kept(whole), 1.0) / parts,
         "max_tokens": float(settings.max_new_tokens),

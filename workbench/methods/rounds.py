@@ -56,7 +56,7 @@ def gather(
         if len(alive) >= settings.prompts_per_step:
             break
     everything = join(rounds) if len(rounds) > 1 else rounds[0]
-    metrics = _means(logged) | describe(everything)
+    metrics = _means(logged) | describe(_sampled(everything))
     metrics["num_tokens"] = count_tokens(state, everything.prompt_ids + everything.ids)
     _warn_of_nothing(index, everything, settings)
     if not settings.dynamic_sampling:
@@ -108,6 +108,12 @@ def alive_groups(rollouts: Rollouts) -> list[int]:
     would keep groups alive in which all answers are wrong."""
     spread = advantages.spread(torch.from_numpy(np.asarray(rollouts.reward, dtype=np.float64)), rollouts.group)
     return [group for group, std in zip(dict.fromkeys(rollouts.group), spread.tolist(), strict=True) if std > DEAD]
+
+
+def _sampled(rollouts: Rollouts) -> Rollouts:
+    """The completions that the policy made: those that were given (demonstrations) say nothing of how good it is."""
+    rows = [i for i, reason in enumerate(rollouts.finish_reason) if reason != "given"]
+    return rollouts if len(rows) == len(rollouts) else rollouts.take(rows)
 
 
 def choose(rollouts: Rollouts, alive: list[int], groups: int) -> Rollouts:

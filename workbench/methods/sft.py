@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -28,14 +28,20 @@ Pack = tuple[tokenise.Example, ...]
 """documents that are drawn together"""
 
 
+class Together(tuple):
+    """Rows that are drawn as one and never split, as many in each of a data set; `batch_size` counts them once."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """Where a method differs from plain SFT; each default changes nothing.
 
     rows       rows as given -> rows to tokenise (rows, settings, tokenizer); a function of these alone. Rows that need
                an exact mask are written as `segments` (see `workbench.data`)
+    draw       the items of a step. None: `batch_size` of them, epoch after epoch, each in its own order
     columns    what the batch's rows bring along beside their weights: name -> a number a row, or one a scored token.
-               `examples` are the batch's rows, `.row` the number of each among the rows that were tokenised
+               `examples` are the batch's rows, `.row` the number of each among the rows that were tokenised, `.given`
+               the row with all its columns
     inputs     the ids that the model reads in place of `batch.sequences`, and their share (see `update.Batch`); draws
                are keyed by the step and the row's place. None: the rows themselves
     objective  of the batch, at this step (1, 2, ...): `workbench.objectives`
@@ -47,6 +53,7 @@ class Variant:
     """
 
     rows: Callable[[Any, Any, Any], Any] = lambda rows, settings, tokenizer: rows
+    draw: Callable[[Context, int], list[tokenise.Example | Pack]] | None = None
     columns: Callable[[State | None, Context, Sequence[tokenise.Example]], dict[str, list]] = (
         lambda state, ctx, examples: {}
     )
@@ -111,19 +118,23 @@ def pack(examples: list[tokenise.Example], size: int, strategy: str) -> list[Pac
 
 def _piece(example: tokenise.Example, piece: packing.Piece) -> tokenise.Example:
     kept = slice(piece.start, piece.end)
-    return tokenise.Example(example.ids[kept], example.mask[kept], example.weight[kept], example.row)
+    return replace(example, ids=example.ids[kept], mask=example.mask[kept], weight=example.weight[kept])
 
 
 def _joined(documents: list[tokenise.Example]) -> tokenise.Example:
     ids, mask, weight = (sum((getattr(d, name) for d in documents), []) for name in ("ids", "mask", "weight"))
-    return tokenise.Example(ids, mask, weight, documents[0].row)
+    return replace(documents[0], ids=ids, mask=mask, weight=weight)
 
 
 def loop(state: State, ctx: Context, changes: Variant = PLAIN) -> Iterator[Step]:
     while state.step < ctx.settings.steps:
         index = state.step + 1
-        drawn = [row for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]
-        yield Step(index, fit(state, ctx, [ctx.data.items[row] for row in drawn], index, changes))
+        yield Step(index, fit(state, ctx, (changes.draw or drawn)(ctx, index), index, changes))
+
+
+def drawn(ctx: Context, index: int) -> list[tokenise.Example | Pack]:
+    """The rows, or packs, of step `index`."""
+    return [ctx.data.items[row] for row, _ in ctx.draw(index, ctx.settings.batch_size, len(ctx.data.items))]
 
 
 def fit(
@@ -141,12 +152,14 @@ def fit(
     return outcome.metrics
 
 
-def objective(settings) -> Objective:
+def objective(settings, weigh: Callable | None = None) -> Objective:
+    """The loss that the settings name; `weigh`: see `supervised.weighted`."""
     made = partial(
         weighted,
         loss_type=settings.loss_type,
         smoothing=settings.label_smoothing_factor,
         reduction=settings.loss_reduction,
+        weigh=weigh,
     )
     return Objective(made, frozenset({"mean_logprob"} if settings.label_smoothing_factor else ()))
 
@@ -154,12 +167,15 @@ def objective(settings) -> Objective:
 def batch_of(
     state: State | None, ctx: Context, items: list[tokenise.Example | Pack], changes: Variant = PLAIN
 ) -> update.Batch:
-    """The batch of rows or packs. The documents of a pack share a line where the model keeps them apart."""
+    """The batch of rows, packs, or rows that stay together. Documents of a pack share a line where the model keeps them
+    apart."""
     packs = [item if isinstance(item, tuple) else (item,) for item in items]
     examples = [document for pack in packs for document in pack]
     batch = make_batch(examples)
     batch.columns |= changes.columns(state, ctx, examples)
-    if any(isinstance(item, tuple) for item in items) and lines.kept_apart(ctx.policy):
+    if isinstance(items[0], Together):
+        batch.unit = len(items[0])
+    elif any(isinstance(item, tuple) for item in items) and lines.kept_apart(ctx.policy):
         batch.lines = [number for number, pack in enumerate(packs) for _ in pack]
     return batch
 

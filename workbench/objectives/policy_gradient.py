@@ -23,7 +23,7 @@ from workbench.objectives import Metrics, Objective, mean_over, most_of
 from workbench.objectives.kl import KL
 from workbench.objectives.reductions import REDUCTIONS
 from workbench.objectives.sampler import gap
-from workbench.objectives.surrogates import SURROGATES, Terms, ratio_of
+from workbench.objectives.surrogates import SURROGATES, Surrogate, Terms, ratio_of
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,15 @@ LOSS_TYPES: dict[str, LossType] = {
 """one name picks surrogate and reduction, as in TRL"""
 
 
-def objective(settings: Any, entropy_coef: float | None = None) -> Objective:
-    """The objective of one update; `entropy_coef` as it stands now, where it moves (None: the setting).
+def objective(settings: Any, entropy_coef: float | None = None, surrogate: Surrogate | None = None) -> Objective:
+    """The objective of one update; `entropy_coef` as it stands now, where it moves (None: the setting); `surrogate`:
+    another one than that of `loss_type`.
 
     It couples rows where `top_entropy_quantile` compares the tokens of the whole update (TRL: of each micro-batch).
     """
     coef = settings.entropy_coef if entropy_coef is None else entropy_coef
     return Objective(
-        partial(policy_gradient, settings=settings, entropy_coef=coef),
+        partial(policy_gradient, settings=settings, entropy_coef=coef, surrogate=surrogate),
         needs=frozenset({"entropy"} if rewards_entropy(settings) else ()),
         coupled=settings.top_entropy_quantile < 1,
     )
@@ -70,14 +71,20 @@ def rewards_entropy(settings: Any) -> bool:
 
 
 def policy_gradient(
-    scores, columns: Mapping[str, Tensor], totals: Mapping[str, float], *, settings: Any, entropy_coef: float = 0.0
+    scores,
+    columns: Mapping[str, Tensor],
+    totals: Mapping[str, float],
+    *,
+    settings: Any,
+    entropy_coef: float = 0.0,
+    surrogate: Surrogate | None = None,
 ) -> tuple[Tensor, Metrics]:
     """columns: `advantage` (B,) or (B, T); `keep` (B,) 0 for rows left out; `old_logprob` (B, T) unless the old
     policy is the current one; `ref_logprob` (B, T) where the loss has a KL term; `sampler_logprob` (B, T) where
     known; `sampler_weight` (B, T) or (B,), the correction (`objectives.sampler`).
     totals: `rows`, `tokens` (of rows that are kept), `tokens_share`, `max_tokens`: see `objectives.reductions`.
     """
-    loss, terms, metrics = _token_losses(scores, columns, settings)
+    loss, terms, metrics = _token_losses(scores, columns, settings, surrogate)
     reduced = REDUCTIONS[LOSS_TYPES[settings.loss_type].reduction].function(loss, terms.mask, totals)
     if rewards_entropy(settings):
         share = reduced.detach() * totals["rows"], reduced.new_tensor(float(len(terms.mask)))
@@ -110,10 +117,12 @@ def _shares(values: Tensor, linear: Callable[[Tensor], Tensor]) -> Tensor:
     return leaf.detach() * slope
 
 
-def _token_losses(scores, columns: Mapping[str, Tensor], settings: Any) -> tuple[Tensor, Terms, Metrics]:
+def _token_losses(
+    scores, columns: Mapping[str, Tensor], settings: Any, surrogate: Surrogate | None = None
+) -> tuple[Tensor, Terms, Metrics]:
     """The losses (B, T) or (B, 1) before they are reduced, what they are made of, and metrics."""
     kind = LOSS_TYPES[settings.loss_type]
-    surrogate = SURROGATES[kind.surrogate]
+    surrogate = surrogate or SURROGATES[kind.surrogate]
     terms, old = _terms(scores, columns, settings)
     loss, metrics = surrogate.function(terms, settings)  # (B, T) or (B, 1)
     if settings.off_policy_mask_threshold is not None:

@@ -66,6 +66,7 @@ def weighted(
     loss_type: str = "nll",
     smoothing: float = 0.0,
     reduction: str = "token",
+    weigh: Callable[..., tuple[Tensor, Metrics]] | None = None,
 ) -> tuple[Tensor, Metrics]:
     """The reduced loss of `LOSSES[loss_type]` over the trained tokens.
 
@@ -73,14 +74,19 @@ def weighted(
     all of the whole update, so that every trained token counts the same however the rows are split (as in TRL with
     gradient accumulation). `smoothing` e spreads that share of each target over the vocabulary of V tokens, as
     transformers' LabelSmoother does: (1 - e) * loss + e * mean over V of -log p (Szegedy et al. 2015, arXiv
-    1512.00567); it needs the score `mean_logprob`. Metrics: mean_token_accuracy, entropy, and `nll`, the plain mean
-    over the trained tokens, whatever the loss.
+    1512.00567); it needs the score `mean_logprob`. `weigh(scores, columns, loss, trained)` gives further weights
+    (B, T), by which the losses are multiplied while the totals stay, and metrics of its own. Metrics:
+    mean_token_accuracy, entropy, and `nll`, the plain mean over the trained tokens, whatever the loss.
     """
     weight = columns["weight"].to(scores.logprob.dtype)  # (B, T)
     trained = weight != 0  # (B, T)
     loss = LOSSES[loss_type].token(scores)  # (B, T)
     if smoothing:
         loss = (1 - smoothing) * loss - smoothing * scores.mean_logprob
+    more: Metrics = {}
+    if weigh is not None:
+        further, more = weigh(scores, columns, loss, trained)
+        loss = further * loss
     loss = weight * loss
     total = REDUCTIONS[reduction].function(loss, trained, totals)
     metrics = {
@@ -88,4 +94,4 @@ def weighted(
         "entropy": mean_over(scores.entropy, trained),
         "nll": mean_over(-scores.logprob, trained),
     }
-    return total, metrics
+    return total, metrics | more

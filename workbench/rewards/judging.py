@@ -204,7 +204,7 @@ class judge(Named, _Memory):
         mark = hashlib.sha256(completion.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         low, high = self.scale
         values = {name: str(value) for name, value in row.items()}
-        values |= {"prompt": _as_text(prompt), "low": f"{low:g}", "high": f"{high:g}"}
+        values |= {"prompt": as_text(prompt), "low": f"{low:g}", "high": f"{high:g}"}
         values["completion"] = f"[begin {mark}]\n{completion}\n[end {mark}]"
         # In one pass, so that braces in what is put in mean nothing.
         asked = FIELD.sub(lambda field: values.get(field[1], field[0]), self.prompt)
@@ -275,7 +275,7 @@ def read_score(answer: str, high: float) -> float | None:
     return None
 
 
-def _as_text(prompt: Any) -> str:
+def as_text(prompt: Any) -> str:
     """A prompt to read: itself, or a conversation turn by turn."""
     if isinstance(prompt, str):
         return prompt

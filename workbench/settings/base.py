@@ -135,6 +135,10 @@ class Settings:
         """What does not go together among the values, in a sentence; None when all is well."""
         return None
 
+    def course(self, step: int) -> tuple[int, int]:
+        """Where a step is in the course of the learning rate: its number there, from 1, and how many there are."""
+        return step, self.steps
+
     def for_evaluation(self) -> Settings:
         """The settings by which held-out data is prepared."""
         return self

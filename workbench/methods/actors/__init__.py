@@ -3,4 +3,4 @@
 `METHODS`: name -> the module here whose METHOD it is. No torch in this file.
 """
 
-METHODS: dict[str, str] = {}
+METHODS: dict[str, str] = {name: name for name in ("ppo", "markovian", "memory_r_plus", "adaptive_thinking", "mind")}
