@@ -157,6 +157,8 @@ def test_modes_that_cannot_be(make_run):
         make_run("adaptive_thinking", short_opening="")
     with pytest.raises(SettingError, match="a reward named 'mode'"):
         make_run("adaptive_thinking", rewards=(mode,))
+    with pytest.raises(SettingError, match="a column named 'mode'"):
+        make_run("adaptive_thinking", rows=[{"prompt": "a", "mode": "fast"}])
 
 
 # -- turns

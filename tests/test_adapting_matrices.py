@@ -265,3 +265,13 @@ def test_lift_goes_back_and_on_and_all_entries_are_sft(tmp_path):
     for run in runs[:2]:
         assert_same_weights(weights(run), weights(runs[2]))
         assert run.metrics["trained_share"].iloc[1:].eq(1).all()
+
+
+def test_settings_that_are_changed_later_are_checked_again(tmp_path):
+    policy = tiny_policy(tmp_path / "m", lora=True)
+    run = run_of("lift", policy, tmp_path / "run", rank=None, others=True)
+    run.run(1)
+    run.set(rank=2)
+    with pytest.raises(SettingError, match="this policy trains an adapter"):
+        run.run(1)
+    assert run.step == 1

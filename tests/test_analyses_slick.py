@@ -118,4 +118,6 @@ def test_bad_input_is_refused_before_anything_is_sampled():
         slick(policy, ROWS[:1])
     with pytest.raises(SettingError, match="examples"):
         slick(policy, ROWS, examples=0)
+    with pytest.raises(SettingError, match="asks a policy"):
+        slick(None, ROWS)
     assert not policy.asked

@@ -96,6 +96,8 @@ def test_a_run_that_is_over_is_restored(tmp_path):
     again = learning_dynamics(run, every=2, most=4, max_new_tokens=4)
     assert again.frame.equals(stepped.frame) and sorted(set(again.frame["step"])) == [0, 2, 4, 6]
     assert run.metrics.equals(metrics) and "margin" not in again.tables
+    fork = run.fork(3, out=tmp_path / "fork")
+    assert sorted(set(learning_dynamics(fork, every=2, most=2, max_new_tokens=4).frame["step"])) == [3, 4, 6]
     with pytest.raises(DataError, match="no answers to look at"):
         learning_dynamics(make_run("grpo", tmp_path, out="rl", steps=1))
     with pytest.raises(SettingError, match="Give a run"):

@@ -88,9 +88,7 @@ def test_the_objective_by_hand():
         "quality": numbers(1, 0, 1),
     }
     totals = {"tokens": 4.0, "weight": 4.0, "rows": 3.0}
-    loss, metrics = aligned(
-        scores, columns, totals, supervised=weighted, weight=2.0, constraint="detached", margin=0.1
-    )
+    loss, metrics = aligned(scores, columns, totals, supervised=weighted, weight=2.0, constraint="detached", margin=0.1)
     ranked = math.log(1 + math.exp(-1.0 + 0.3))
     assert loss.item() == pytest.approx((0.2 + 0.4 + 0.5 + 0.5) / 4 + 2 * ranked / 2)
     found = finish(metrics)
@@ -137,6 +135,9 @@ def test_without_the_ranking_it_is_sft_on_the_right_answers(policy, tmp_path):
     assert mine.loss == pytest.approx(theirs.loss, rel=1e-6) and apart(mine, theirs) < 5e-6
     ranked = start(policy, rows, tmp_path / "c", constraint="none").gradients(rows)
     assert apart(mine, ranked) > 0.05 and ranked.metrics["nll"] == pytest.approx(theirs.metrics["nll"], rel=1e-6)
+    list(ours), list(base)
+    assert_same_weights(weights(ours), weights(base))
+    ours = start(policy, rows, tmp_path / "d", ranking_weight=0.0)
     # right answers count as completions do
     right = [{"prompt": q["prompt"], "answers": [q["completion"]], "correct": [True]} for q in questions()]
     assert apart(ours.gradients(right), theirs) < 5e-6
@@ -213,5 +214,5 @@ def test_rows_that_cannot_be_used(policy, tmp_path):
     with pytest.raises(SettingError, match="constraint='floor'"):
         start(policy, questions(), tmp_path / "d", constraint="floor")
     # a question without a right answer is left out, the others stay
-    mixed = [*questions(2), {"prompt": "p", "answers": ["a"], "correct": [False]}]
+    mixed = [{"prompt": "p", "answers": ["a", "b"], "correct": [right, False]} for right in (True, False, True)]
     assert len(start(policy, mixed, tmp_path / "e").engine.live.data.items) == 2

@@ -72,7 +72,7 @@ ALL = dict.fromkeys(("large", "small", "bias"))
 CHANGING = (
     ALL, masks(0.3, 1), masks(0.3, 1), masks(0.3, 2), ALL, {"small": None}, masks(0.5, 3, "large", "bias"),
     ALL | masks(0.2, 4, "small"), masks(1.1, 0), ALL, masks(0.5, 5),
-    {name: ~mask.flip(0) if mask.dim() == 1 else mask.flip(0) for name, mask in masks(0.5, 5).items()},
+    {name: mask.flip(0) for name, mask in masks(0.5, 5).items()},
 )  # fmt: skip
 """all; a mask, twice; another; all; one parameter; two; one of three masked; masks of all entries; all; a mask, and
 others with as many entries"""
@@ -88,7 +88,7 @@ def test_masks_that_change_give_adamw_by_hand(tmp_path):
             torch.testing.assert_close(p, hand.now[name], rtol=1e-12, atol=1e-13)
         state.save(tmp_path / "state.safetensors")  # all that goes on is in the file
         state = State.load(tmp_path / "state.safetensors")
-    assert hand.steps == {"large": 11, "small": 11, "bias": 10}
+    assert hand.steps == {"large": 11, "small": 11, "bias": 11}
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

@@ -10,6 +10,7 @@ import workbench as wb
 from tests.models import tiny_policy
 from workbench import adapters
 from workbench.errors import DataError, SettingError
+from workbench.likelihoods import nll, nll_alone, nll_of_base
 from workbench.merging.fusion import GRID  # noqa: F401  the layers may import each other
 from workbench.selection import (
     abstention,
@@ -24,7 +25,6 @@ from workbench.selection import (
 )
 from workbench.selection.cache import Cache, version_of
 from workbench.selection.embeddings import embed
-from workbench.selection.likelihoods import nll, nll_alone, nll_of_base
 
 ROWS = [{"prompt": f"Say {i}:", "completion": f" {'word ' * (1 + i % 5)}{i}", "source": "ab"[i % 2]} for i in range(12)]
 

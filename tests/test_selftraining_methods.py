@@ -210,12 +210,13 @@ def test_paraphrases_are_asked_for_only_where_the_own_answer_fails(policy, tmp_p
 def test_chains_are_kept_where_they_or_the_answers_after_them_are_right():
     settings = fine_tune_cot.FineTuneCotSettings(target=" {completion} --> {answer}", train_prompt="{prompt} ###")
     chains = [Answer("r0", tag="chain"), wrong("r1", tag="chain", number=1), Answer("r2", tag="chain", number=2)]
+    cut = [wrong("cut", tag="chain", number=3, whole=False), Answer("0", tag="answer", number=3)]
     rows = fine_tune_cot.keep(seen(settings, chains, []))
     assert [(row["prompt"], row["completion"]) for row in rows] == [("q0 ###", " r0 --> 0"), ("q0 ###", " r2 --> 0")]
     assert number(completions=[row["completion"] for row in rows], answer=[0, 0]) == [1.0, 1.0]
     after = fine_tune_cot.FineTuneCotSettings(answer=" so")
     followed = [wrong("0", tag="answer"), Answer("0", tag="answer", number=1)]
-    assert [row["completion"] for row in fine_tune_cot.keep(seen(after, chains + followed))] == ["r1"]
+    assert [row["completion"] for row in fine_tune_cot.keep(seen(after, chains + followed + cut))] == ["r1"]
 
 
 def test_a_teacher_may_be_asked_for_its_answer_after_each_chain(policy, tmp_path):

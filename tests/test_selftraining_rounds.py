@@ -144,10 +144,14 @@ def test_weights_of_a_later_round_start_from_the_base_bit_for_bit(whole, tmp_pat
     assert_same_weights(weights(fork), after[0])
 
 
-def test_last_goes_on_from_the_weights_there_are_with_a_fresh_optimiser():
+def test_last_goes_on_from_the_weights_there_are_with_a_fresh_optimiser(whole, tmp_path):
     state = State({"w": torch.ones(2)}, {"adamw": {}}, {reference.PREFIX + "w": torch.zeros(2), "mask": torch.ones(1)})
     bootstrap.Fit(star.keep, 2, start="last").begin(state, None)
     assert torch.equal(state.params["w"], torch.ones(2)) and not state.optim and list(state.tensors) == ["mask"]
+    _, after, run = whole
+    fork = run.fork(7, out=tmp_path / "fork", lr=0.0, start="last")
+    fork.run(1)
+    assert_same_weights(weights(fork), after[7])
 
 
 def test_a_restarted_generator_gives_the_same(policy, whole, tmp_path):

@@ -159,6 +159,7 @@ def test_rewound_and_resumed_runs_draw_the_same_holes(policy, tmp_path):
         ("discriminative", {"version": 3}, "version"),
         ("poft", {"beta": 0}, "beta"),
         ("key_token", {"max_weight": 0.5}, "max_weight"),
+        ("key_token", {"assistant_only_loss": True}, "leave assistant_only_loss"),
     ],
 )
 def test_settings_out_of_range_are_refused(policy, tmp_path, name, setting, said):

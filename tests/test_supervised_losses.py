@@ -312,6 +312,18 @@ def test_discriminative_step_by_step(policy, tmp_path, version):
         assert run.engine.state.tensors[NORMALISER].tolist() == pytest.approx(u.tolist(), abs=2e-4)
 
 
+def test_a_row_and_its_negatives_are_a_unit_and_are_drawn_as_one(policy, tmp_path):
+    run = run_of("discriminative", policy, against(), tmp_path / "run", batch_size=3)
+    context = run.engine._context_for(run.engine.live)
+    batch = sft.batch_of(None, context, discriminative.draw(context, 1))
+    assert batch.unit == 3 and len(batch) == 9
+    assert all(len({tuple(batch.sequences[i][: batch.starts[i]]) for i in unit}) == 1 for unit in batch.units())
+    loss = next(iter(run)).metrics["loss"]
+    other = run_of("discriminative", policy, against(), tmp_path / "other", batch_size=3, micro_batch_size=1)
+    assert next(iter(other)).metrics["loss"] == pytest.approx(loss, rel=1e-5)
+    assert len(other.engine._context.plans["update 0"]) == 3
+
+
 def test_the_normalisers_come_back_with_rewind_and_resume(policy, tmp_path):
     settings = dict(steps=5, batch_size=3, snapshot_steps=2)
     run = run_of("discriminative", policy, against(), tmp_path / "run", **settings)

@@ -98,6 +98,9 @@ def test_splits_are_apart_and_longer_calls_begin_with_shorter_ones():
     train, test = (wb.task("traced_integers", size=200, split=split, length=3).rows for split in ("train", "test"))
     assert not set(train.column("prompt")) & set(test.column("prompt"))
     assert len(set(train.column("prompt"))) == 200
+    few = {"kind": "sums", "length": 1, "modulus": 60}  # of 60 problems in all
+    train_sums, test_sums = (wb.task("serial", size=n, split=s, **few).rows for n, s in ((30, "train"), (5, "test")))
+    assert not set(train_sums.column("prompt")) & set(test_sums.column("prompt"))
     assert wb.task("traced_integers", size=20, length=3).rows.to_list() == train[:20].to_list()
     assert wb.task("traced_integers", size=20, length=3, seed=1).rows.to_list() != train[:20].to_list()
 

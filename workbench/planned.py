@@ -73,7 +73,7 @@ def _pairs(policy: Any, ctx: Context, prompt_tokens: int | None) -> Work:
         lengths = [max(len(ids) for ids, _ in pair.sequences()) for pair in ctx.data.items]
         items = [ctx.data.items[row] for row in _longest(ctx, lengths)]
         answers, batch = dpo.make_batch(items), dpo.make_batch(items, whole)
-    return Work(batch, dpo.objective(ctx), answers if reference else None, reference=reference)
+    return Work(batch, dpo.PLAIN.objective(ctx.settings, 1), answers if reference else None, reference=reference)
 
 
 def _answers(policy: Any, ctx: Context, prompt_tokens: int | None) -> Work:

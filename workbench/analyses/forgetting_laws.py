@@ -59,9 +59,10 @@ def forgetting_laws(
     if held_out is None:
         for run in named.values():
             _check_metric(run, metric)
+    looks = {name: _Look(run, texts, held_out, base, max_length) for name, run in named.items()}
     found = []
     for name, run in named.items():
-        look = _Look(run, texts, held_out, base, max_length)
+        look = looks[name]
         for step, one in during.visits(run, every):
             learnt = None if held_out is not None else _metric(run, metric, step)
             found.append({"run": name, "step": step, "params": look.params} | worker.call(look.at, one, x, learnt))

@@ -34,14 +34,14 @@ ROWS = 12
 HEIGHT = 300
 RESPONSES, TOKENS = 6, 48
 """responses of a ribbon, and tokens of each"""
-INK = "#4a4a4a"
+INK = "#333333"
 FONT = "system-ui, sans-serif"
 DASHES = ("solid", "dash", "dot")
 LOG = {"type": "log", "tickvals": [digit * 10**power for power in range(-3, 10) for digit in (1, 2, 5)]}
 """an axis of powers"""
 FAINT = "rgba(122, 122, 122, 0.25)"
 PLOTLY = "application/vnd.plotly.v1+json"
-CONFIG = {"displaylogo": False, "typesetMath": False, "responsive": True}
+CONFIG = {"displaylogo": False, "typesetMath": False}  # with "responsive" Lab squeezes figures when the theme changes
 _CODES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "%": "&#37;", "{": "&#123;", "$": "&#36;"})
 
 
@@ -139,6 +139,12 @@ def tint(i: int, opacity: float) -> str:
     return f"rgba({red}, {green}, {blue}, {opacity:g})"
 
 
+def pale(i: int, share: float) -> str:
+    """The i-th colour mixed with white, a part `share` of it: dark text reads on it, whatever the page's theme."""
+    mixed = (round(255 + share * (int(PALETTE[i % len(PALETTE)][at : at + 2], 16) - 255)) for at in (1, 3, 5))
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
+
 def sheet(
     title: str, panels: Sequence[str] = ("",), *, wide: bool = False, height: int = HEIGHT, **more: Any
 ) -> Figure:
@@ -217,4 +223,5 @@ def ribbon(
         ),
         panel=panel,
     )  # fmt: skip
-    axes(figure, "token of the response", "", panel=panel, yaxis={"autorange": "reversed", "showgrid": False})
+    bare = {"showgrid": False}
+    axes(figure, "token of the response", "", panel=panel, xaxis=bare, yaxis={"autorange": "reversed", **bare})

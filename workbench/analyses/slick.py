@@ -88,6 +88,8 @@ def slick(
     """
     for name, value, least in (("examples", examples, 1), ("samples", samples, 1), ("shots", shots, 0)):
         check_whole(name, value, least)
+    if not hasattr(policy, "sample"):
+        raise SettingError(f"slick asks a policy, not a {type(policy).__name__}; of a run, that is run.policy.")
     given = read_rows(rows)
     given.require("prompt", answer, what="SLiCK")
     table = given.to_list()

@@ -148,7 +148,7 @@ def _draw(result: Result) -> Any:
 
     titles = ["answers, by what the base thinks of each token", "by place in the answer", "tokens most often shifted"]
     figure = picture.sheet(result.title, titles, wide=True)
-    tints = [picture.tint(2, 0.18), picture.tint(4, 0.55), picture.tint(1, 0.75)]
+    tints = [picture.pale(2, 0.18), picture.pale(4, 0.55), picture.pale(1, 0.75)]
     steps = [[edge, tints[i]] for i in range(3) for edge in (i / 3, (i + 1) / 3)]
     painted = result.frame.assign(paint=[KINDS.index(kind) for kind in result.frame["kind"]])
     picture.ribbon(figure, painted, "paint", steps, 2, "kind (0 unshifted, 1 marginal, 2 shifted)")
@@ -160,7 +160,9 @@ def _draw(result: Result) -> Any:
     picture.axes(figure, "relative position", "share of tokens", panel=1, yaxis={"range": [0, 1]})
     top = result["tokens"].head(12).iloc[::-1]
     names = [picture.told(f"«{token}»", 14) for token in top["token"]]
-    bar = Bar(x=top["shifted"], y=names, orientation="h", marker={"color": tints[2]}, showlegend=False)
-    picture.add(figure, bar, panel=2)
-    picture.axes(figure, "times shifted", "", panel=2, yaxis={"type": "category"})
+    picture.axes(figure, "times shifted", "" if len(top) else "none is", panel=2)
+    if len(top):
+        bar = Bar(x=top["shifted"], y=names, orientation="h", marker={"color": tints[2]}, showlegend=False)
+        picture.add(figure, bar, panel=2)
+        figure.update_yaxes(type="category", **picture.place(figure, 2))
     return figure

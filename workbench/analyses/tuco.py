@@ -217,16 +217,20 @@ def _draw(result: Result) -> Any:
     names = ["share of tuning, by token", "at the prompt", "by layer", *(["steering"] if steering is not None else [])]
     figure = picture.sheet(result.title, names, wide=True)
     top = max(result.frame["tuco"].max(), 1e-6)
-    scale = [[0, picture.tint(0, 0.03)], [1, picture.tint(0, 0.8)]]
+    scale = [[0, picture.pale(5, 0.06)], [1, picture.pale(5, 1.0)]]
     picture.ribbon(figure, result.frame, "tuco", scale, top, "TuCo")
+    most = max(result["responses"]["prompt"].max(), 1e-3)
+    bins = {"start": 0, "end": most * 1.05, "size": most / 20}
     for i, (kind, part) in enumerate(result["responses"].groupby("kind", sort=False)):
-        look = {"name": picture.told(kind), "marker": {"color": picture.tint(i, 0.7)}, "nbinsx": 24}
+        look = {"name": picture.told(kind), "marker": {"color": picture.tint(i, 0.7)}, "xbins": bins}
         picture.add(figure, Histogram(x=part["prompt"], **look), panel=1)
-    picture.axes(figure, "TuCo at the last prompt token", "responses", panel=1)
+    whole = {"range": [0, most * 1.05]}
+    picture.axes(figure, "TuCo at the last prompt token", "responses", panel=1, xaxis=whole)
     layers = result["layers"]
     bars = Bar(x=layers["layer"], y=layers["share"], showlegend=False, marker={"color": picture.PALETTE[0]})
     picture.add(figure, bars, panel=2)
-    picture.axes(figure, "layer", "share of what it adds", panel=2)
+    rest = {"rangemode": "nonnegative"}
+    picture.axes(figure, "layer", "share of what it adds", panel=2, yaxis=rest)
     if steering is not None:
         picture.curve(figure, steering["a"], steering["logprob"], "log-prob", 1, panel=3, showlegend=False)
         picture.axes(figure, "a, the part of the tuning", "nats per token", panel=3)

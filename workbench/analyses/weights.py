@@ -21,11 +21,11 @@ from torch import Tensor
 
 from workbench import worker
 from workbench.analyses.picture import Result, add, axes, sheet
+from workbench.data import rows as read_rows
 from workbench.errors import SettingError
+from workbench.likelihoods import nll, nll_of_base, texts_of
 from workbench.merging.vectors import Factors, Member, layer_of, vectors
 from workbench.policy import Policy
-from workbench.selection.likelihoods import nll, nll_of_base, texts_of
-from workbench.selection.parts import pool_of
 from workbench.trunk import base_of
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def base_likelihood(policy: Policy, data: Mapping[str, Any]) -> Result:
 
     if not isinstance(data, Mapping) or not data:
         raise SettingError('base_likelihood: give rows by name, as in {"gsm8k": rows, "chat": rows}.')
-    pools = {name: pool_of(rows) for name, rows in data.items()}
+    pools = {name: read_rows(rows) for name, rows in data.items()}
     for pool in pools.values():
         texts_of(pool)  # all are checked before any is scored
     means = {name: float(np.mean(_nll(policy, pool))) for name, pool in pools.items()}

@@ -17,9 +17,8 @@ ENTRIES: list[Entry] = [
 run = wb.method("ppo")(
     policy, task, steps=2, prompts_per_step=8, max_new_tokens=24, num_iterations=2, lr=1e-4, value_lr=1e-3, out=out)
 run.run()
-run.metrics[["reward", "value", "value_loss", "explained_variance"]]
 """,
-        differs="the value head shares the policy's layers; the KL coefficient is fixed, not adaptive",
+        differs="The value head shares the policy's layers; the KL coefficient is fixed, not adaptive.",
     ),
     Entry(
         id="S160",
@@ -38,9 +37,8 @@ run.metrics[["reward", "value", "value_loss", "explained_variance"]]
 run = wb.method("markovian")(
     policy, task, steps=2, prompts_per_step=2, group_size=4, max_new_tokens=24, answer_header="\\n####", out=out)
 run.run()
-run.metrics[["reward", "answer_logprob", "kl"]]
 """,
-        differs="the KL is estimated on sampled tokens, not summed over the vocabulary; a chain may end early",
+        differs="The KL is estimated on sampled tokens, not summed over the vocabulary; a chain may end early.",
     ),
     Entry(
         id="S160",
@@ -62,7 +60,7 @@ wb.method("chain_reliance")(
     policy, drawn.prompt, drawn.text, [row["answer"] for row in sums],
     kinds=["delete", "truncate_back"], shares=[0.5, 1.0], answer_header="\\n####")
 """,
-        differs="one model with and without the question; the authors compare a model trained for each",
+        differs="One model with and without the question; the authors compare a model trained for each.",
     ),
     Entry(
         id="S124",
@@ -83,9 +81,8 @@ wb.method("chain_reliance")(
 run = wb.method("memory_r_plus")(
     policy, task, steps=3, prompts_per_step=2, group_size=4, max_new_tokens=24, explore_start=2, out=out)
 run.run()
-run.metrics[["reward", "rewards/exploit/mean", "rewards/explore/mean"]]
 """,
-        differs="the default encoder counts character n-grams; the memory reaches `memory_steps` steps back",
+        differs="The default encoder counts character n-grams; the memory reaches `memory_steps` steps back.",
     ),
     Entry(
         id="S038",
@@ -107,9 +104,8 @@ run = wb.method("adaptive_thinking")(
     policy, task, steps=2, prompts_per_step=2, group_size=4, max_new_tokens=24,
     long_opening=" I", short_opening=" The", out=out)
 run.run()
-run.metrics[["reward", "mode/short_share", "mode/short_enough", "mode/long_length", "mode/short_length"]]
 """,
-        differs="the paper's exact formulas were not found: threshold, bonus and switching loss are ours",
+        differs="The paper's exact formulas were not found: threshold, bonus and switching loss are ours.",
     ),
     Entry(
         id="S147",
@@ -129,9 +125,8 @@ run.metrics[["reward", "mode/short_share", "mode/short_enough", "mode/long_lengt
         example="""
 run = wb.method("mind")(policy, task, steps=2, prompts_per_step=2, group_size=4, max_new_tokens=24, out=out)
 run.run()
-run.metrics[["reward", "rewards/turn_format/mean", "turns/share"]]
 """,
-        differs="the weights of the rewards and the markers of a new line of attack are ours",
+        differs="The weights of the rewards and the markers of a new line of attack are ours.",
     ),
     Entry(
         id="S147",
@@ -151,6 +146,6 @@ from workbench.rewards.turns import answering
 traces = [{"prompt": "Q: What is 3 + 4?\\nA:", "completion": " 3 + 4 = 8. Wait, it is 7."}]
 wb.method("mind_rows")(traces, answering(policy, lead="\\n####", max_new_tokens=8))
 """,
-        differs="units are cut at markers (or by `split`); the authors let a large model cut them",
+        differs="Units are cut at markers (or by `split`); the authors let a large model cut them.",
     ),
 ]

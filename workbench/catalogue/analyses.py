@@ -82,7 +82,7 @@ sums = wb.task("sums", size=6, seed=1)
 short = {"max_new_tokens": 40, "max_answer_tokens": 6}
 wb.method("fractured_sampling")(policy, sums, n=4, cuts=4, answers=2, mark="####", force="\\n####", **short)
 """,
-    differs="Cuts of one chain do not share its cache, so each reads its prefix again; no reward model chooses.",
+    differs="Cuts of one chain do not share its cache, so each reads its prefix again; answers have 64 tokens, not 2,048.",
 )
 
 FORGETTING_LAWS = Entry(

@@ -64,7 +64,7 @@ run
         example="""
 from workbench.methods.supervised.discriminative import sample_negatives
 
-against = sample_negatives(policy, rows[:8], n=2, max_new_tokens=12)
+against = sample_negatives(policy.reset(), rows[:8], n=2, max_new_tokens=12)
 run = wb.method("discriminative")(policy, against, steps=2, batch_size=4, out=out / "run")
 run.run()
 run

@@ -133,6 +133,8 @@ class Answer:
     """with its stop token"""
     number: int = 0
     """0 .. n - 1 among those of its row and template"""
+    whole: bool = True
+    """it ended by itself, not at the limit of tokens"""
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,8 @@ def seen(task: Task, settings: Any, rollouts: list[Rollouts], tokenizer: Any = N
     for part in rollouts:
         verdicts = right(task, part, settings)
         for i in range(len(part)):
-            made = Answer(part.text[i], verdicts[i], part.columns[TAG][i], len(part.ids[i]), part.sample[i])
+            whole = part.finish_reason[i] != "length"
+            made = Answer(part.text[i], verdicts[i], part.columns[TAG][i], len(part.ids[i]), part.sample[i], whole)
             answers.setdefault(part.row[i], []).append(made)
     return Seen(task, settings, answers, tokenizer)
 

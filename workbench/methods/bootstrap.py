@@ -66,6 +66,8 @@ class RoundsSettings(SFTSettings):
     """answers sampled for each row"""
     fit_steps: int = knob(50, at_least=1, fixed=True)
     """updates of a round"""
+    start: str = knob("base", choices=("base", "last"))
+    """the weights that they start from: those that the run began with ('base'), or those that there are ('last')"""
     judge: str | None = None
     """the reward function of the task that says whether an answer is right; None: the task's verdict"""
     accept: float = 1.0
@@ -216,7 +218,8 @@ def _continued(
     drawn, tokens, texts = [], [], []
     for part in parts:
         for i in (i for i, tag in enumerate(part.columns[TAG]) if tag == ask.after):
-            ids = part.ids[i][:-1] if part.finish_reason[i] == "stop" else part.ids[i]
+            ids = list(part.ids[i])
+            ids = ids[:-1] if ids and ids[-1] in ctx.policy.stop_ids else ids
             text = part.text[i] + ask.template
             drawn.append((part.row[i], part.sample[i]))
             tokens.append(tokenise.PromptTokens(part.prompt_text[i] + text, part.prompt_ids[i] + ids + between))
@@ -264,7 +267,8 @@ class Fit:
 
     rows      what was seen -> rows with prompt and completion (or chosen and rejected); pure
     steps     updates
-    start     from the weights of the run's beginning ("base"), or from those that there are ("last")
+    start     from the weights of the run's beginning ("base"), or from those that there are ("last"); None: as the
+              settings say
     settings  of the updates; None: the method's own. `DPOSettings`: rows are pairs, and the reference is the policy as
               it is when this phase begins
     pooled    of all rounds so far, not of this one alone
@@ -272,7 +276,7 @@ class Fit:
 
     rows: Callable[[Seen], list[dict[str, Any]]]
     steps: int
-    start: str = "base"
+    start: str | None = None
     settings: Any = None
     pooled: bool = False
 
@@ -324,7 +328,7 @@ class Fit:
         state.optim.clear()
         for name in [name for name in state.tensors if name.startswith(reference.PREFIX)]:
             del state.tensors[name]
-        if self.start == "base":
+        if (self.start or ctx.settings.start) == "base":
             with torch.no_grad():
                 for name, before in ctx.reference().items():
                     state.params[name].copy_(before)

@@ -24,7 +24,7 @@ class length_cosine(cosine_length):
         wrong   0 + (-10 - 0) (1 + cos(pi u)) / 2       from -10 (short) to 0 (long): go on searching
         n >= max_length                                 `exceed`, -10; None: the cosine at its end
 
-    so a wrong short answer is the worst but for one that never ends. The numbers are the paper's (Yeo et al. 2025,
+    so a wrong short answer is as bad as one that never ends. The numbers are the paper's (Yeo et al. 2025,
     arXiv 2502.03373); `cosine_length` has TRL's, and its `exceed` begins one token later. Give `max_new_tokens` as
     `max_length`: a completion that is cut there has exceeded. `correct`: which function tells right from wrong,
     "math_answer", "number" or "exact_match" (column `answer`). The paper adds a price for repeated tokens, without

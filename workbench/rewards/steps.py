@@ -128,6 +128,4 @@ class step_grpo(Named):
             for name, values in (("right", [r for r in right if r is not None]), ("key_steps", keys), ("valid", held)):
                 if values:
                     log_metric(f"step_grpo/{name}", sum(values) / len(values))
-        return [
-            None if r is None else r + self.key_weight * k + v for r, k, v in zip(right, keys, held, strict=True)
-        ]
+        return [None if r is None else r + self.key_weight * k + v for r, k, v in zip(right, keys, held, strict=True)]

@@ -25,11 +25,11 @@ import torch
 
 from workbench import worker
 from workbench.errors import SettingError
+from workbench.likelihoods import texts_of
 from workbench.policy import Policy
 from workbench.selection import parts
 from workbench.selection.abstention import normalised
 from workbench.selection.cache import Cache
-from workbench.selection.likelihoods import texts_of
 from workbench.selection.parts import Selection
 
 CHECKS = (

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from workbench import adapters, keys, worker
 from workbench.errors import SettingError
+from workbench.likelihoods import nll, nll_of_base
 from workbench.merging.fusion import Fusion
 from workbench.policy import Policy
 from workbench.sampling import decoder
 from workbench.sampling.choices import Sampling
 from workbench.selection import parts
-from workbench.selection.likelihoods import nll, nll_of_base
 
 START = "start"
 

@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 from workbench.errors import SettingError
+from workbench.likelihoods import texts_of
 from workbench.policy import Policy
 from workbench.selection import parts
 from workbench.selection.cache import Cache
 from workbench.selection.embeddings import embed
-from workbench.selection.likelihoods import texts_of
 from workbench.selection.parts import Selection
 
 Reward = Callable[[Sequence[Any], Sequence[str]], Sequence[float]]

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from workbench.likelihoods import nll, nll_of_base
 from workbench.policy import Policy
 from workbench.selection import parts
-from workbench.selection.likelihoods import nll, nll_of_base
 from workbench.selection.parts import Selection
 
 

@@ -31,11 +31,11 @@ import torch
 from workbench import keys, worker
 from workbench.data import Rows
 from workbench.errors import SettingError, did_you_mean
+from workbench.likelihoods import nll, nll_alone, texts_of
 from workbench.policy import Policy
 from workbench.selection import parts
 from workbench.selection.embeddings import embed
 from workbench.selection.gradients import agreement
-from workbench.selection.likelihoods import nll, nll_alone, texts_of
 from workbench.selection.parts import Selection
 
 RATINGS = (

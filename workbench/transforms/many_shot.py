@@ -28,9 +28,8 @@ def many_shot(
     row see those before them. Where rows have the column `task_column`, a row holds examples of one task only; without
     it all are of one. Rows are shuffled within their task before they are gathered, `orders` times over: with
     `orders=3` each example stands in three rows, in other company. What is left over makes a shorter row. `shots=1`
-    returns the rows as they were. The columns of a result are `segments` and the task; a row's
-    `weight` becomes that of its answer. Raises DataError for rows that
-    are not plain text, and where the task column is missing.
+    returns the rows as they were. The columns of a result are `segments` and the task; a row's `weight` becomes that of
+    its answer. Raises DataError for rows that are not plain text, and where the task column is missing.
     """
     for name, value in (("shots", shots), ("orders", orders)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

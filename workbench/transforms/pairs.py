@@ -34,10 +34,9 @@ def best_over_worst(scores: Sequence[float | None], groups: Sequence[int]) -> li
         if score is not None and not math.isnan(score):
             known[group].append(place)
     made = []
-    for places in known.values():
-        if places and scores[best := max(places, key=scores.__getitem__)] > scores[
-            worst := min(places, key=scores.__getitem__)
-        ]:
+    for places in filter(None, known.values()):
+        best, worst = max(places, key=scores.__getitem__), min(places, key=scores.__getitem__)
+        if scores[best] > scores[worst]:
             made.append((best, worst))
     return made
 

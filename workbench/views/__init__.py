@@ -19,6 +19,7 @@ _WHERE = {
     "RescoredView": "rescored",
     "CompareView": "compare",
     "TokenView": "tokens",
+    "CatalogueView": "catalogue",
 }
 
 __all__ = sorted(_WHERE)

@@ -118,6 +118,11 @@ def check(task: Any, settings: AdaptiveSettings) -> None:
             f"The task has a reward named {REWARD!r}, and adaptive_thinking adds one of that name. Give it another"
             " (rewards={'name': fn})."
         )
+    if REWARD in task.rows.columns:
+        raise SettingError(
+            f"The task's rows have a column named {REWARD!r}, where adaptive_thinking notes the mode of each completion."
+            " Rename it."
+        )
 
 
 def prompts(state: State, ctx: Context, index: int, rows: list[int]) -> tuple[list, dict[str, list]]:

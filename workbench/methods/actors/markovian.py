@@ -119,6 +119,7 @@ def rewarded(state: State, ctx: Context, index: int, rollouts: Rollouts) -> None
     prompts = [tokenise.PromptTokens(rollouts.prompt_text[i], rollouts.prompt_ids[i]) for i in first]
     with reference.in_place(ctx, reference.params(state, ctx)):
         how = {"max_new_tokens": settings.max_new_tokens, "temperature": 0.0, "check": ctx.check}
+        how["stop_strings"] = settings.stop_strings or ()
         frozen = ctx.policy.sample_prompts(prompts, 1, keys=[0] * len(prompts), **how)
         batch = answers(ctx, rollouts.take(first), frozen.ids)
         baseline = _means(ctx.logprobs(batch, "baseline", settings.temperature))

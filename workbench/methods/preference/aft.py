@@ -30,20 +30,21 @@ a ranking the floor of an answer is taken from those better than it. The cross-e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 from workbench import tokenise
 from workbench.data import make as make_rows
 from workbench.errors import DataError
 from workbench.methods import sft
-from workbench.methods.context import Context
+from workbench.methods.context import Context, Step
 from workbench.methods.evaluate import as_eval
 from workbench.objectives import Objective
 from workbench.objectives.ranking import CONSTRAINTS, aligned
 from workbench.settings.base import knob
 from workbench.settings.supervised import SFTSettings
+from workbench.state import State
 from workbench.transforms.pairs import flat_answers, is_right
 
 
@@ -52,7 +53,8 @@ class AFTSettings(SFTSettings):
     """SFT on right answers, and a ranking of right and wrong ones."""
 
     ranking_weight: float = knob(1.0, at_least=0.0)
-    """weight of the ranking loss beside the likelihood of the right answers; 0: SFT"""
+    """weight of the ranking loss beside the likelihood of the right answers; 0: SFT, and of wrong answers nothing is
+    known then but what an evaluation says"""
     constraint: str = knob("detached", choices=tuple(CONSTRAINTS))
     """what holds wrong answers: 'detached' (they get no gradient), 'boundary' (they are pushed down to a floor), or
     'none'"""
@@ -82,9 +84,8 @@ def prepare(tokenizer, rows, settings: AFTSettings) -> tokenise.Examples:
     questions: dict[int, list[Answer]] = {}
     for example in made.items:
         row = flat[example.row]
-        answers = questions.setdefault(row["question"], [])
-        answers.append(Answer(**vars(example), quality=row["quality"], place=len(answers)))
-    kept = [tuple(answers) for answers in questions.values() if any(is_right(one.quality) for one in answers)]
+        questions.setdefault(row["question"], []).append(Answer(**vars(example), quality=row["quality"]))
+    kept = [placed(answers) for answers in questions.values() if any(is_right(one.quality) for one in answers)]
     if not kept:
         raise DataError("No right answer is left after cutting to max_length; give a longer one.")
     return tokenise.Examples(kept, made.report)
@@ -131,6 +132,22 @@ def objective(settings: AFTSettings, index: int = 0) -> Objective:
 VARIANT = sft.Variant(columns=columns, objective=objective)
 
 
+def loop(state: State, ctx: Context) -> Iterator[Step]:
+    """SFT's loop; without the ranking, answers that are not right do not go through the model at all."""
+    settings = ctx.settings
+    while state.step < settings.steps:
+        index = state.step + 1
+        items = [ctx.data.items[row] for row, _ in ctx.draw(index, settings.batch_size, len(ctx.data.items))]
+        if not settings.ranking_weight:
+            items = [placed(one for one in answers if is_right(one.quality)) for answers in items]
+        yield Step(index, sft.fit(state, ctx, items, index, VARIANT))
+
+
+def placed(answers: Iterable[Answer]) -> tuple[Answer, ...]:
+    """The answers of a question, each with its place."""
+    return tuple(replace(one, place=place) for place, one in enumerate(answers))
+
+
 def evaluate(ctx: Context) -> dict[str, float]:
     """The loss and the assessment accuracy on held-out questions."""
     batch = sft.batch_of(ctx.state, ctx, ctx.eval_data.items, VARIANT)
@@ -138,5 +155,5 @@ def evaluate(ctx: Context) -> dict[str, float]:
 
 
 METHOD = sft.variant(
-    "aft", AFTSettings, VARIANT, prepare=prepare, prepare_eval=prepare, evaluate=evaluate, notice=notice
+    "aft", AFTSettings, VARIANT, prepare=prepare, prepare_eval=prepare, loop=loop, evaluate=evaluate, notice=notice
 )

@@ -76,7 +76,7 @@ def phases(settings: DpoStSettings, round: int) -> list[Any]:
         Sample((Ask("sft", settings.template, settings.n),)),
         Fit(pair_rows, settings.dpo_steps, "last", pair_settings(settings), pooled=True),
         Sample((Ask("dpo", settings.template, settings.n_fit),)),
-        Fit(fit_rows, settings.fit_steps, "base", pooled=True),
+        Fit(fit_rows, settings.fit_steps, pooled=True),
     ]
 
 

@@ -71,7 +71,7 @@ def keep(seen: Seen) -> list[dict]:
     for number, row, answers in seen:
         good = {answer.number for answer in answers if answer.tag == judged and answer.right}
         for answer in answers:
-            if answer.tag == "chain" and answer.number in good:
+            if answer.tag == "chain" and answer.whole and answer.number in good:
                 text = fill(seen.settings.target, {**row, "completion": answer.text})
                 made.append(example(number, row, text, "chain", seen.settings.train_prompt))
     return made

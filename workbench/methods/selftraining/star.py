@@ -60,7 +60,7 @@ def phases(settings: StarSettings, round: int) -> list[Any]:
     first = Ask("first", settings.template, settings.n, settings.greedy)
     hinted = [] if settings.hint is None else [Ask("hint", settings.hint, settings.n, settings.greedy, unsolved=True)]
     updates = max(1, int(settings.fit_steps * settings.growth ** (round - 1)))
-    return [Sample((first, *hinted)), Fit(keep, updates, start="base")]
+    return [Sample((first, *hinted)), Fit(keep, updates)]
 
 
 def keep(seen: Seen) -> list[dict]:

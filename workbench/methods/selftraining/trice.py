@@ -24,7 +24,7 @@ proposal names the step at which its row's rationale was sampled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -59,6 +59,10 @@ class TriceSettings(RoundsSettings):
     """of the gradient"""
     hint: str = HINT
     """how the first rationales are asked for: with a column of the task that shows the answer"""
+
+    def unread(self, given: Collection[str]) -> list[str]:
+        idle = ["start changes nothing: each update goes on from the last."]
+        return [*idle * ("start" in given), *super().unread(given)]
 
     def problem(self) -> str | None:
         if self.packing or self.rows_per_round is not None:

@@ -51,7 +51,7 @@ DEFAULTS = {1: (1.0, 0.85), 2: (0.3, 0.9)}
 class DiscriminativeSettings(SFTSettings):
     """Discriminative fine-tuning."""
 
-    version: int = knob(1, at_least=1, at_most=2)
+    version: int = knob(1, at_least=1, at_most=2, fixed=True)
     """1: sums of log-probs, and a reference; 2: means over tokens, and none"""
     tau: float | None = knob(None, above=0.0)
     """temperature of the negatives' scores; None: 1.0 of version 1, 0.3 of version 2"""

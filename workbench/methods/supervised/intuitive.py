@@ -1,4 +1,4 @@
-"""Intuitive fine-tuning (IFT): train on prefixes that are half the model's own.
+"""Intuitive fine-tuning (IFT): train on prefixes that are in part the model's own guesses.
 
 In each step the policy first reads the given answers and guesses each token, greedily: g_t. Then it reads blends,
 

@@ -9,7 +9,7 @@ the prompt offers: JSON schemas, as chat templates take them, or names. In each 
     P   the last token of each argument's value
     w   of K: min(n / |K|, max_weight) where n, the number of trained tokens outside K and P, is above |K|, else 1; of
         all others: 1
-    loss = sum of w * -log p / sum of w over the update
+    loss = sum of w * -log p / sum of w over the update          loss_reduction="weight"
 
 Turns without a call keep weight 1. A call is read as JSON (`{"name": ..., "arguments": {...}}`) or as
 `name(argument=value)`; the first of a turn counts. `wb.show_mask` shows the weights of rows that `weighted_rows` made.
@@ -54,6 +54,11 @@ class KeyTokenSettings(SFTSettings):
     """a turn is left out where the tool's answer to it has one of these texts, whatever the case"""
     loss_reduction: str = knob("weight", choices=("token", "weight", "row"))
     """how token losses become one number, as in SFT; 'weight', over the sum of the weights, is the paper's"""
+
+    def problem(self) -> str | None:
+        if self.assistant_only_loss or self.completion_only_loss is not None:
+            return "it trains completions and turns anyway; leave assistant_only_loss and completion_only_loss out."
+        return super().problem()
 
 
 def weighted_rows(rows: Any, settings: KeyTokenSettings, tokenizer: Any) -> data.Rows:

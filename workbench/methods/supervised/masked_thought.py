@@ -19,6 +19,7 @@ from attention, too.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from workbench import keys, tokenise, update
@@ -87,7 +88,7 @@ def fillers(ctx: Context, draws: Any) -> list[int]:
 
 def after(state: State, ctx: Context, batch: update.Batch, index: int) -> dict[str, float]:
     read = batch.sequences if batch.inputs is None else batch.inputs
-    places = zip(sum(read, []), sum(batch.sequences, []), strict=True)
+    places = zip(chain.from_iterable(read), chain.from_iterable(batch.sequences), strict=True)
     changed = sum(a != b for a, b in places)
     trained = sum(w != 0 for weights in batch.columns["weight"] for w in weights)
     return {"mask_rate": rate_at(ctx.settings, index), "masked_fraction": changed / trained}
