@@ -66,6 +66,7 @@ class Call:
 def call_of(name: str, names: dict[str, Any]) -> Call:
     """The training call of the example of `name`, on the things in `names`."""
     entry = ENTRIES[name]
+    names["policy"].reset()  # an example that samples gets the same data each time
     try:
         examples.run(entry, dict(names) | {"wb": _Capturing(name)})
     except Captured as call:

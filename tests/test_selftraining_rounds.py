@@ -154,6 +154,18 @@ def test_last_goes_on_from_the_weights_there_are_with_a_fresh_optimiser(whole, t
     assert_same_weights(weights(fork), after[7])
 
 
+def test_a_fit_that_fails_as_it_begins_is_undone(whole, tmp_path, monkeypatch):
+    _, after, run = whole
+    fork = run.fork(7, out=tmp_path / "fork")
+    with monkeypatch.context() as broken, pytest.raises(RuntimeError, match="by the test"):
+        broken.setattr(bootstrap.sft, "fit", lambda *args: (_ for _ in ()).throw(RuntimeError("broken by the test")))
+        fork.run(1)
+    assert fork.step == 7
+    assert_same_weights(weights(fork), after[7])
+    fork.run(1)
+    assert_same_weights(weights(fork), after[8])
+
+
 def test_a_restarted_generator_gives_the_same(policy, whole, tmp_path):
     run = two_rounds(policy, tmp_path / "run", steps=8)
     for _ in run:

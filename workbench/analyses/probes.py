@@ -47,9 +47,9 @@ def of_pairs(
 ) -> list[Probe]:
     """The probe set of preference rows (or of rows with a completion), of their first `most`:
 
-        chosen      the answer that training raises          rejected   the one that it lowers, where there is one
-        other       the chosen answer of another question    permuted   the chosen answer's words in another order
-        random      words of all answers, drawn at random    initial    what `one` answers now, where it is given
+    chosen      the answer that training raises          rejected   the one that it lowers, where there is one
+    other       the chosen answer of another question    permuted   the chosen answer's words in another order
+    random      words of all answers, drawn at random    initial    what `one` answers now, where it is given
     """
     given = read_rows(pairs)
     answer = "chosen" if "chosen" in given.columns else "completion"
@@ -91,12 +91,12 @@ def read(one: Side, table: Sequence[Probe]) -> tuple[list[list[int]], list[int]]
 def measured(one: Side, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> dict[str, np.ndarray]:
     """Of each response of T tokens, on the worker, (N,) each:
 
-        logprob   the sum over its tokens of log p(token), nats
-        argmax    the sum of log p of the likeliest token at the same positions
-        outside   the sum of log(1 - p of the likeliest token): the mass that is left to all others
-        gap       the mean of 1 - p(token): what is still to be learnt
-        distance  the mean of |p - onehot(token)|, the norm of the gradient by the logits
-        entropy   the mean entropy; and `tokens`, T
+    logprob   the sum over its tokens of log p(token), nats
+    argmax    the sum of log p of the likeliest token at the same positions
+    outside   the sum of log(1 - p of the likeliest token): the mass that is left to all others
+    gap       the mean of 1 - p(token): what is still to be learnt
+    distance  the mean of |p - onehot(token)|, the norm of the gradient by the logits
+    entropy   the mean entropy; and `tokens`, T
     """
     sums = {name: np.zeros(len(sequences)) for name in NUMBERS}
     tokens = np.array([len(s) - start for s, start in zip(sequences, starts, strict=True)])

@@ -53,10 +53,9 @@ def weight_map(policy: Policy, members: Mapping[str, Member] | Sequence[Member] 
                  "change": change / start if start else float("nan"), "norm": change}
             )  # fmt: skip
     frame = pd.DataFrame(rows)
+    squared = {weight: float(start.float().norm()) ** 2 for weight, start in before.items()}
     total = {
-        name: float(
-            (part["norm"] ** 2).sum() ** 0.5 / sum(float(before[w].float().norm()) ** 2 for w in part["weight"]) ** 0.5
-        )
+        name: float((part["norm"] ** 2).sum() / sum(squared[weight] for weight in part["weight"])) ** 0.5
         for name, part in frame.groupby("member", sort=False)
     }
     return Result("Relative change of weights", frame, _heat, total)
@@ -123,8 +122,8 @@ def _heat(result: Result) -> Figure:
 def base_likelihood(policy: Policy, data: Mapping[str, Any]) -> Result:
     """The mean loss of the base model on data sets, by which the first paper foretells what tuning on them gives.
 
-    `data`: rows by name, as in {"gsm8k": rows, "chat": rows}. The frame has a row a data set, the likeliest first: data,
-    rows, nll (nats a token, the mean over rows), perplexity. Raises DataError for rows without prompt and completion.
+    `data`: rows by name, as in {"gsm8k": rows, "chat": rows}. The frame has a row a data set, the likeliest first:
+    data, rows, nll (nats a token, the mean over rows), perplexity. Raises DataError for rows without prompt and completion.
     """
     import numpy as np
     import pandas as pd

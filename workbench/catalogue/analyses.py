@@ -5,9 +5,7 @@ from workbench.catalogue.entry import Entry, Paper
 FAITHFULNESS = Entry(
     id="S009",
     name="faithfulness",
-    paper=Paper(
-        "Lobo et al.", 2024, "On the Impact of Fine-Tuning on Chain-of-Thought Reasoning", "arXiv 2411.15382"
-    ),
+    paper=Paper("Lobo et al.", 2024, "On the Impact of Fine-Tuning on Chain-of-Thought Reasoning", "arXiv 2411.15382"),
     kind="analysis",
     call="workbench.analyses.faithfulness:faithfulness",
     summary="Cuts chains of thought early, or fills them with dots, and counts the answers that stay as they were.",
@@ -82,7 +80,7 @@ sums = wb.task("sums", size=6, seed=1)
 short = {"max_new_tokens": 40, "max_answer_tokens": 6}
 wb.method("fractured_sampling")(policy, sums, n=4, cuts=4, answers=2, mark="####", force="\\n####", **short)
 """,
-    differs="Cuts of one chain do not share its cache, so each reads its prefix again; answers have 64 tokens, not 2,048.",
+    differs="Cuts of one chain do not share its cache, so each reads it again; answers have 64 tokens, not 2,048.",
 )
 
 FORGETTING_LAWS = Entry(
@@ -126,6 +124,48 @@ wb.method("tuco")(run, prompts, kinds=kinds, scales=(0, 0.5, 1, 1.5), max_new_to
     differs="Also measured at each token of the response, which the paper does for the last token of the prompt.",
 )
 
+WEIGHT_MAP = Entry(
+    id="S229",
+    name="weight_map",
+    paper=Paper(
+        "Rajani et al.",
+        2025,
+        "Scalpel vs. Hammer: GRPO Amplifies Existing Capabilities, SFT Replaces Them",
+        "https://arxiv.org/abs/2507.10616",
+    ),
+    kind="analysis",
+    call="workbench.analyses.weights:weight_map",
+    summary="How far training moved each weight, by layer and module, of several runs side by side.",
+    needs="a policy with a LoRA, or full weights",
+    example="""
+a = wb.sft(policy, rows, steps=2, lr=1e-3, out=out / "sft")
+list(a)
+b = wb.grpo(policy, task, steps=2, lr=1e-3, group_size=4, max_new_tokens=12, out=out / "grpo")
+list(b)
+wb.method("weight_map")(policy, {"SFT": a, "GRPO": b})
+""",
+)
+
+BASE_LIKELIHOOD = Entry(
+    id="S076",
+    name="base_likelihood",
+    paper=Paper(
+        "Harada et al.",
+        2025,
+        "Massive Supervised Fine-tuning Experiments Reveal How Data, Layer, and Training Factors Shape LLM Alignment"
+        " Quality",
+        "https://arxiv.org/abs/2506.14681",
+    ),
+    kind="analysis",
+    call="workbench.analyses.weights:base_likelihood",
+    summary="The base model's loss on data sets, which foretells what tuning on them gives; the other view is weight_map.",
+    example="""
+halves = {"first": rows[:16], "second": rows[16:]}
+wb.method("base_likelihood")(policy, halves)
+""",
+)
+
 ENTRIES: list[Entry] = [
-    FAITHFULNESS, SLICK, TOKEN_SHIFT, LEARNING_DYNAMICS, FRACTURED_SAMPLING, FORGETTING_LAWS, TUCO,
+    FAITHFULNESS, SLICK, TOKEN_SHIFT, LEARNING_DYNAMICS, FRACTURED_SAMPLING, FORGETTING_LAWS, TUCO, WEIGHT_MAP,
+    BASE_LIKELIHOOD,
 ]  # fmt: skip

@@ -46,10 +46,9 @@ def _module_of(method: methods.Method) -> Any:
 
 
 def own_settings(method: methods.Method) -> list[dataclasses.Field]:
-    """The settings that a method has beside those of its loop."""
+    """The settings that a method has beside those of its loop, or with another default."""
     kind = settings_of.of(method.name)
-    parents = {name for parent in kind.__mro__[1:] for name in getattr(parent, "__dataclass_fields__", ())}
-    return [field for field in dataclasses.fields(kind) if field.name not in parents]
+    return [field for field in dataclasses.fields(kind) if field.name in kind.__dict__.get("__annotations__", ())]
 
 
 def _signature(entry: Entry, method: methods.Method) -> inspect.Signature:
@@ -57,16 +56,23 @@ def _signature(entry: Entry, method: methods.Method) -> inspect.Signature:
     data = "task" if method.takes == "task" else "rows"
     fields = {field.name: field for field in dataclasses.fields(kind)}
     own = [] if method.name in settings_of.METHODS else own_settings(method)
-    shown = [fields[name] for name in SHARED if name in fields] + [fields[name] for name in entry.sets] + own
+    shared = [name for name in SHARED if name in fields and (name != "max_new_tokens" or method.takes == "task")]
+    shown = [fields[name] for name in [*shared, *entry.sets]] + own
     shown = list({field.name: field for field in shown}.values())
     first = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("policy", data)]
     named = [inspect.Parameter(name, keyword, default=None) for name in ("out", "eval_dataset", "track")]
     named[0] = named[0].replace(default=f"runs/{entry.name}")
     named += [
-        inspect.Parameter(f.name, keyword, default=entry.sets.get(f.name, f.default), annotation=f.type) for f in shown
+        inspect.Parameter(f.name, keyword, default=_default(entry, method, f), annotation=f.type) for f in shown
     ]
     rest = inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)
     return inspect.Signature([*first, *named, rest], return_annotation=Run)
+
+
+def _default(entry: Entry, method: methods.Method, field: dataclasses.Field) -> Any:
+    if field.name == "steps" and method.steps is not None:
+        return None  # as many as its rounds have
+    return entry.sets.get(field.name, field.default)
 
 
 def _settings(entry: Entry, method: methods.Method) -> str:

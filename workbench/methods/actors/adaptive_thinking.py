@@ -120,7 +120,7 @@ def check(task: Any, settings: AdaptiveSettings) -> None:
         )
     if REWARD in task.rows.columns:
         raise SettingError(
-            f"The task's rows have a column named {REWARD!r}, where adaptive_thinking notes the mode of each completion."
+            f"The task's rows have a column named {REWARD!r}, where adaptive_thinking notes each completion's mode."
             " Rename it."
         )
 
