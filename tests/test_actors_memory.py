@@ -44,6 +44,8 @@ def test_near_successes_and_unlike_failures():
     # centroid (0.5, 0.5): "both" points there, at length 1
     assert made["exploit"] == pytest.approx([-(0.5**0.5), -(0.5**0.5), -(1 - 0.5**0.5)])
     assert made["explore"] == pytest.approx([0, 1, 1 - 0.5**0.5])  # the failure itself: 0
+    several = Memory({}, {"q east": ["east", "north"]})
+    assert bonuses(several, ["q east"], ["east"], settings())["explore"] == pytest.approx([0])  # the nearest counts
     assert bonuses(Memory({"q east": ["east"]}), ["q east"], ["east"], settings())["exploit"] == [
         0.0
     ]  # the centroid: most

@@ -47,6 +47,11 @@ def work(policy: Any, method: methods.Method, settings: Any, data: Any, prompt_t
     Raises SettingError where prompt and completion do not fit into the model's context.
     """
     make = {"sft": _sft, "dpo": _pairs, "cpo": _pairs, "orpo": _pairs, "kto": _answers, "grpo": _rollouts}
+    if method.name not in make:
+        raise SettingError(
+            f"There is no forecast of {method.name!r}. It changes one or two places of its loop; forecast that:"
+            f" {', '.join(make)}."
+        )
     return make[method.name](policy, Context(policy, settings, data), prompt_tokens)
 
 

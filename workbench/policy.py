@@ -247,10 +247,9 @@ class Policy:
         it the entropy is a number to look at, which spares its derivative. `lines`: sequences with the same number are
         laid end to end (see `workbench.lines`). `groups`: a number for each sequence; those with the same number share
         all tokens before their start, and all lie in one line without padding (see `workbench.flat`; not every model
-        takes that, `workbench.prefixes` says which). `inputs`: ids that the model reads in place of the sequences, which
-        stay what is scored; `share`: how much of each embedding is theirs, the rest being that of the sequences.
-        `value`: a head that says a number before each token, from the same hidden states. Raises DataError for a start
-        below 1, for a group without a common prompt, and for inputs that do not fit.
+        takes that, `workbench.prefixes` says which). `inputs`, `share`: see `update.Batch`. `value`: a head that says a
+        number before each token. Raises DataError for a start below 1, for a group without a common prompt, and for
+        inputs that do not fit.
         """
 
         def laid(read: Sequence[Sequence[int]] | None) -> layouts.Layout | flat.Flat:

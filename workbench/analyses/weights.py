@@ -123,7 +123,8 @@ def base_likelihood(policy: Policy, data: Mapping[str, Any]) -> Result:
     """The mean loss of the base model on data sets, by which the first paper foretells what tuning on them gives.
 
     `data`: rows by name, as in {"gsm8k": rows, "chat": rows}. The frame has a row a data set, the likeliest first:
-    data, rows, nll (nats a token, the mean over rows), perplexity. Raises DataError for rows without prompt and completion.
+    data, rows, nll (nats a token, the mean over rows), perplexity. Raises DataError for rows without prompt and
+    completion.
     """
     import numpy as np
     import pandas as pd

@@ -158,7 +158,7 @@ BASE_LIKELIHOOD = Entry(
     ),
     kind="analysis",
     call="workbench.analyses.weights:base_likelihood",
-    summary="The base model's loss on data sets, which foretells what tuning on them gives; the other view is weight_map.",
+    summary="The base model's loss on data sets, which foretells what tuning on them gives.",
     example="""
 halves = {"first": rows[:16], "second": rows[16:]}
 wb.method("base_likelihood")(policy, halves)

@@ -48,7 +48,7 @@ def encoder(name: str) -> Encoder:
     """The encoder `name`. Raises SettingError."""
     if name not in ENCODERS:
         raise SettingError(
-            f"encoder={name!r} is not there.{did_you_mean(name, ENCODERS)} Known: {', '.join(ENCODERS)}. One of your own:"
+            f"encoder={name!r} is not there.{did_you_mean(name, ENCODERS)} Known: {', '.join(ENCODERS)}. One of yours:"
             " workbench.rewards.ngrams.ENCODERS['mine'] = function of a list of texts, which gives a vector for each."
         )
     return ENCODERS[name]

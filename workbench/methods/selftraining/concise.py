@@ -11,7 +11,7 @@ those of the authors' code: n = 16, temperature 0.7, top-k 40, top-p 0.95, 512 n
 their one epoch is `fit_steps` updates here.
 
 Differs: nothing that we know of. Exact duplicates need no dropping where one answer is kept. The concise examples were
-written by a strong model; here they are text in `short`. Without it half of the effect is gone.
+written by a strong model; here they are text in `short`. Without it answers shorten less.
 """
 
 from __future__ import annotations

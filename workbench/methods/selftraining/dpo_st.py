@@ -15,7 +15,8 @@ Wang et al. 2024, "Self-Training with Direct Preference Optimization Improves Ch
 0.1, 3 rounds, learning rates 3e-7 (DPO, 100 updates) and 2e-5 (SFT) for a model of 7B.
 
 Differs: without `gold` there are no written solutions and the policy counts as the SFT model (sft_steps=0). Pairs that
-are equally similar are taken in order, not at random. Their calculator at decoding is left out.
+are equally similar are taken in order, not at random. Their schedules (batches of 16, cosine to a tenth after a tenth
+of warm-up, weight decay 0.01) are settings, and their calculator at decoding is left out.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ as it was when the run began, fine-tuned on D_r; its loss is that of rationale a
 
 Zelikman et al. 2022, "STaR: Bootstrapping Reasoning With Reasoning", arXiv 2203.14465. Defaults are those of the
 authors' code: learning rate 1e-6 after 100 updates of warm-up, 40 updates in the first round and a fifth more in each
-that follows, a hint for every failure, one greedy answer, 96 new tokens.
+that follows, a hint for every failure, one greedy answer (theirs: temperature 0.01), 96 new tokens.
 
 Differs: the batch is `batch_size` rows, not packed sequences (theirs: about 80 rows). A hint is a template with a
 column of the task, not the marked choice of a multiple-choice question, which `hint` can be where a column has it.
