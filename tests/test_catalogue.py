@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import os
 import pydoc
 import re
+import statistics
+from importlib import import_module
 
 import pytest
 
 import workbench as wb
 from tests.catalogued import ENTRIES
+from workbench import methods
 from workbench.catalogue import FAMILIES, _of, examples, status
 from workbench.catalogue.entry import KINDS
 from workbench.errors import SettingError
@@ -77,3 +81,38 @@ def test_the_catalogue_is_a_frame():
     frame = wb.catalogue()
     assert len(frame) == len(ENTRIES) and set(frame["status"]) == {"works"}
     assert {"id", "name", "paper", "year", "kind", "call", "status"} <= set(frame.columns)
+
+
+def _code_lines(module) -> int:
+    """Lines of a module without blank ones, comments and docstrings."""
+    source = inspect.getsource(module)
+    told = {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+        for line in range(node.lineno, node.end_lineno + 1)
+    }
+    lines = enumerate(source.splitlines(), 1)
+    return sum(bool(text.strip()) and not text.strip().startswith("#") and n not in told for n, text in lines)
+
+
+def _modules() -> dict[str, object]:
+    """The modules of training methods, by name."""
+    own = {name for name, entry in ENTRIES.items() if entry.trains and entry.call not in ("sft", "dpo", "grpo")}
+    return {name: import_module(methods.names()[ENTRIES[name].call].partition(":")[0]) for name in sorted(own)}
+
+
+def test_a_median_method_is_sixty_lines():
+    sizes = {name: _code_lines(module) for name, module in _modules().items()}
+    assert statistics.median(sizes.values()) <= 60, dict(sorted(sizes.items(), key=lambda item: -item[1]))
+
+
+def test_no_method_imports_another_method():
+    modules = {module.__name__: name for name, module in _modules().items()}
+    for module in _modules().values():
+        for node in ast.walk(ast.parse(inspect.getsource(module))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                targets = {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+                assert not (targets & set(modules)) - {module.__name__}, (module.__name__, node.module)
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private, (module.__name__, private)

@@ -12,7 +12,7 @@ import torch
 import workbench as wb
 from tests.catalogued import ENTRIES, STEPS, TRAINING, call_of, takes
 from tests.runs import assert_same_metrics, assert_same_weights, weights
-from workbench import methods, prefixes
+from workbench import glossary, glossary_of_methods, methods, prefixes
 from workbench.catalogue import examples
 from workbench.launch import launch
 
@@ -64,6 +64,18 @@ def test_it_trains(name, whole):
     _, after, metrics = whole(name)
     assert len(after) == STEPS + 1 and not metrics["loss"].iloc[1:].isna().all()
     assert apart(after[-1], after[0], after[0]) > 0, "nothing was trained"
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_every_metric_is_explained(name, whole):
+    """The glossary has each metric of the run; and of what it says the method adds, the run has each."""
+    method, recorded = ENTRIES[name].call, set(whole(name)[2].columns)
+    added = [known for known in glossary.METRICS if known.group in glossary_of_methods.GROUPS]
+    for column in sorted(recorded):
+        found = glossary.metric(column)
+        assert found.group not in glossary_of_methods.GROUPS or method in found.methods, f"{column}: of {method}, too"
+    promised = [known for known in added if method in known.methods]
+    assert [known.name for known in promised if not any(map(known.matches, recorded))] == []
 
 
 NEUTRAL = [name for name in TRAINING if ENTRIES[name].neutral is not None]

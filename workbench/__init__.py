@@ -40,6 +40,7 @@ _NAMES = {
     "rewards": "workbench.rewards:",
     "evaluate": "workbench.evaluate_policy",
     "forecast": "workbench.forecasting",
+    "judges": "workbench.judges:",
     "catalogue": "workbench.catalogue",
     "method": "workbench.catalogue",
     "label": "workbench.preferring",

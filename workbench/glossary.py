@@ -2,7 +2,7 @@
 
 A name may be a pattern: `<name>` in `rewards/<name>/mean` stands for any text. `eval/` before a metric of the
 training is the same number over held-out data. A reward function's `log_metric` may record names of its own, which
-no table knows. No torch here.
+no table knows. What methods of the catalogue add stands in `glossary_of_methods`. No torch here.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
+from workbench import glossary_of_methods
 from workbench.errors import SettingError, did_you_mean
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Metric:
     group: str = ""
     """its heading in the documentation"""
     methods: tuple[str, ...] = ()
-    """the methods that record it; () for all"""
+    """the methods that record it, and with them those of the catalogue that change their loop; () for all"""
     trl: str = ""
     """TRL 1.16's name, where that is another"""
 
@@ -101,6 +102,7 @@ GROUPS = {
     SAMPLING: "How far apart the log-probs of sampler and trainer are, which compute them in two ways; and what"
     " `dynamic_sampling` found.",
     REWARDS: "Further names come from `log_metric` in functions of your own.",
+    **glossary_of_methods.GROUPS,
     HELD_OUT: "There with `eval_dataset`, from step 0 on, every `eval_steps`. Rows give the loss and the other metrics"
     " of the method, with `eval/` before the name; a Task gives these:",
 }
@@ -169,14 +171,16 @@ METRICS: tuple[Metric, ...] = (
     *_in(
         PREFERENCES, PAIRS,
         ("rewards/accuracies", "share, 0 to 1",
-         "The share of pairs whose chosen answer has the larger implicit reward.",
+         "The share of pairs whose chosen answer has the larger implicit reward. poft: of rows that the policy finds"
+         " likelier than the panel does.",
          "From about 0.5 (exactly 0 at a first step in which the policy is its own reference) to 0.6-0.9. At 1 on"
          " rows trained on, look at the held-out one. Stuck at 0.5: labels are noise, or lr is too low."),
     ),
     *_in(
         PREFERENCES, PREFERENCE,
         ("logps/chosen", "nats per answer",
-         "The mean of L over the chosen (desirable) answers; per token for the losses that compare means.",
+         "The mean of L over the chosen (desirable) answers; per token for the losses that compare means."
+         " discriminative: over the given ones, and the negatives are the rejected.",
          "Should not fall much: these are answers one wants."),
         ("logps/rejected", "nats per answer",
          "The same of the rejected (undesirable) answers.",
@@ -282,7 +286,8 @@ METRICS: tuple[Metric, ...] = (
          "Small. They still train, with that weight."),
         ("vespo/phi_seq_mean", "≥ 0", "loss_type='vespo': the mean weight phi of a completion.",
          "1 where old and new policy agree; towards 0, completions are too stale to teach."),
-        ("policy_loss", "without a unit", "The loss before the entropy bonus is taken off; there with one.",
+        ("policy_loss", "without a unit",
+         "The loss before the entropy bonus is taken off; there with one. ppo: the loss without that of the values.",
          "Compare with loss: a bonus of the same size leads the policy, not the reward."),
         ("entropy_coef", "≥ 0", "The weight of the entropy bonus after the step.",
          "With use_adaptive_entropy it rises while the entropy is at or below entropy_target. At entropy_coef_max:"
@@ -314,6 +319,13 @@ METRICS: tuple[Metric, ...] = (
         ("rewards/<name>/unanswered", "completions",
          "math_answer, reasoning_math_answer: completions that got no verdict (time-out, memory, an error).",
          "0. They count as None: no reward and no advantage."),
+        ("rewards/<name>/unreadable", "share, 0 to 1",
+         "wb.task of a reasoning-gym data set: the share of completions whose answer its verifier could not read.",
+         "Falls. They count as 0; high, the policy has not found the form of an answer yet."),
+        ("step_grpo/<part>", "share, 0 to 1",
+         "step_grpo: the mean of one of its parts: right (the answer), key_steps (their share that is named), valid"
+         " (headings and steps in order).",
+         "right should rise with the reward; where the others rise alone, lower key_weight or show the form by sft."),
         ("judge/<name>/none_share", "share, 0 to 1", "The share of completions that the judge gave no score.",
          "0. The counts that follow say why."),
         ("judge/<name>/timeouts", "completions", "Requests that were not answered in time.",
@@ -327,6 +339,7 @@ METRICS: tuple[Metric, ...] = (
         ("judge/<name>/out_of_range", "completions", "Scores outside of scale.",
          "Say the scale in the prompt: {low} and {high}."),
     ),
+    *(row for group, methods, *rows in glossary_of_methods.ROWS for row in _in(group, methods, *rows)),
     *_in(
         HELD_OUT, (),
         ("eval/accuracy", "share, 0 to 1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import workbench as wb
 from docs.generator.markdown import code, line, link, table, with_anchors
 from workbench import glossary
 
@@ -17,20 +18,27 @@ def page() -> str:
     parts = [f"{HEAD}\n{contents}"]
     for group, about in glossary.GROUPS.items():
         members = [metric for metric in glossary.METRICS if metric.group == group]
-        usual = max((m.methods for m in members), key=[m.methods for m in members].count)
+        usual = _usual([m.methods for m in members])
         unless = ", but where a row says otherwise" if any(_other(m, usual) for m in members) else ""
-        head = f"Recorded by {_methods(usual)}{unless}."
+        head = "" if usual is None else f"Recorded by {_methods(usual)}{unless}."
         rows = [[f"{code(m.name)}<br>{line(m.unit)}", line(m.what) + _other(m, usual), line(m.read)] for m in members]
         table_of = table(["metric", "what it is", "how to read it"], rows)
         parts += [f"## {group}", f"{line(about)} {head}".strip(), table_of]
     return with_anchors("\n\n".join(parts))
 
 
+def _usual(each: list[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """The methods of most rows; None where the rows of a group have little in common."""
+    usual = max(each, key=each.count)
+    return usual if 3 * each.count(usual) >= len(each) else None
+
+
 def _methods(names: tuple[str, ...]) -> str:
-    return ", ".join(code(f"wb.{name}") for name in names) or "every method"
+    """As they are called: those of the catalogue by name, `wb.method(name)`."""
+    return ", ".join(code(f"wb.{name}" if hasattr(wb, name) else name) for name in names) or "every method"
 
 
-def _other(metric: glossary.Metric, usual: tuple[str, ...]) -> str:
+def _other(metric: glossary.Metric, usual: tuple[str, ...] | None) -> str:
     """What a row says besides: its methods, where they are not the usual ones of its group, and TRL's name."""
     said = f" ({_methods(metric.methods)})" if metric.methods != usual else ""
     return said + (f" TRL: {code(metric.trl)}." if metric.trl else "")

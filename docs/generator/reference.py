@@ -32,6 +32,7 @@ SECTIONS = (
     Section("Rows", ("rows", "Rows", "show_mask"), "What training reads. Which columns make which form:"),
     Section("Task", ("task", "Task"), "Rows with the functions that score what a model makes of them: what RL needs."),
     Section("Rewards", ("rewards", "check_rewards")),
+    Section("Judges", ("judges",), "What says whether an answer is right, or which of two is better."),
     Section("Rollouts", ("Rollouts",), "Completions, and what is known about each."),
     Section(
         "Methods",

@@ -14,6 +14,7 @@ from workbench import settings as settings_of
 from workbench.catalogue.entry import Entry
 from workbench.launch import launch
 from workbench.run import Run
+from workbench.settings.base import Settings
 from workbench.settings.meanings import meanings
 
 SHARED = ("steps", "lr", "batch_size", "prompts_per_step", "group_size", "max_new_tokens", "seed")
@@ -48,7 +49,14 @@ def _module_of(method: methods.Method) -> Any:
 def own_settings(method: methods.Method) -> list[dataclasses.Field]:
     """The settings that a method has beside those of its loop, or with another default."""
     kind = settings_of.of(method.name)
-    return [field for field in dataclasses.fields(kind) if field.name in kind.__dict__.get("__annotations__", ())]
+    above = list(kind.__mro__)[: kind.__mro__.index(_loop(kind))]
+    named = {name for owner in above for name in owner.__dict__.get("__annotations__", ())}
+    return [field for field in dataclasses.fields(kind) if field.name in named]
+
+
+def _loop(kind: type) -> type:
+    """The settings of the loop that these settings extend."""
+    return next(owner for owner in kind.__mro__ if owner in settings_of.METHODS.values() or owner is Settings)
 
 
 def _signature(entry: Entry, method: methods.Method) -> inspect.Signature:
@@ -77,7 +85,7 @@ def _default(entry: Entry, method: methods.Method, field: dataclasses.Field) -> 
 
 def _settings(entry: Entry, method: methods.Method) -> str:
     """The method's own settings, one a line, and where the others are from."""
-    words, base = meanings(method.name), settings_of.of(method.name).__mro__[1].__name__
+    words, base = meanings(method.name), _loop(settings_of.of(method.name)).__name__
     if method.name in settings_of.METHODS:
         sets = ", ".join(f"{name}={value!r}" for name, value in entry.sets.items())
         return f"This is wb.{method.name} with {sets}; its other settings are those of wb.{method.name}."
