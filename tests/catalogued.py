@@ -11,7 +11,7 @@ from typing import Any
 
 import workbench as wb
 from workbench import methods
-from workbench.catalogue import entries, examples
+from workbench.published import entries, examples
 from workbench.launch import launch
 
 ENTRIES = entries()

@@ -15,8 +15,8 @@ import pytest
 import workbench as wb
 from tests.catalogued import ENTRIES
 from workbench import methods
-from workbench.catalogue import FAMILIES, _of, examples, status
-from workbench.catalogue.entry import KINDS
+from workbench.published import FAMILIES, _of, examples, status
+from workbench.published.entry import KINDS
 from workbench.errors import SettingError
 from workbench.run import Run
 

@@ -10,6 +10,7 @@ import workbench as wb
 from docs.generator import command_line, markdown, pages, reference, settings_tables, source, trl_settings
 from docs.generator.source import ROOT
 from workbench import settings
+from workbench.published import entries
 
 PAGES = sorted(pages.DOCS.glob("*.md"))
 LINKED = [ROOT / "README.md", *PAGES]
@@ -84,6 +85,12 @@ def test_the_page_on_the_source_names_every_module():
     named = [name for name in re.findall(r"`(\w+(?:\.py|/))`", text) if name != "docs/generator/"]
     places = (package, package / "methods", package / "views")
     assert [name for name in named if not any((place / name).exists() for place in places)] == []
+
+
+def test_the_page_on_the_source_places_every_method_of_the_catalogue():
+    text = (pages.DOCS / "source.md").read_text(encoding="utf-8")
+    section = re.search(r"^## The catalogue\n(.*?)^## ", text, re.S | re.M)[1]
+    assert [name for name in entries() if f"`{name}`" not in section] == []
 
 
 @pytest.mark.parametrize("path", PAGES, ids=told)

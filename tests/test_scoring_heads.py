@@ -52,7 +52,7 @@ def gradients(policy, loss: torch.Tensor) -> torch.Tensor:
 
 def scored(policy, temperature: float = 1.0, **how) -> dict[str, torch.Tensor]:
     scores = policy.token_scores(SEQUENCES, STARTS, temperature=temperature, needs=NEEDS, **how)
-    return {name: value[scores.mask] for name, value in vars(scores).items() if name != "mask"}
+    return {name: value[scores.mask] for name, value in vars(scores).items() if name != "mask" and value is not None}
 
 
 def agree(policy, monkeypatch, tolerance: float, temperature: float = 1.0) -> None:

@@ -6,8 +6,8 @@ import inspect
 
 import workbench as wb
 from docs.generator.markdown import code, doc, line, table, with_anchors
-from workbench.catalogue import FAMILIES, _of, entries
-from workbench.catalogue.entry import Entry
+from workbench.published import FAMILIES, _of, entries
+from workbench.published.entry import Entry
 
 HEAD = """# Catalogue
 

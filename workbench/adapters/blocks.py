@@ -286,7 +286,7 @@ def _is_same(forward: _OneToken) -> bool | None:
 def _is_same_trunk(forward: _OneTokenTrunk) -> bool | None:
     """Whether this and the trunk's own forward give the same after four tokens."""
     module, kinds = forward.module, {kind for _, kind in forward.layers}
-    ids = torch.arange(10).view(2, 5) % module.embed_tokens.num_embeddings
+    ids = torch.arange(10).view(2, 5) % module.config.get_text_config().vocab_size
     mask = torch.zeros(2, 1, 1, 5, dtype=forward.last.weight.dtype)
     masks = {kind: mask for kind in kinds} if len(kinds) > 1 else mask
     made = []

@@ -21,7 +21,7 @@ VARIANCE_FLOOR = 1e-8
 
 
 def gae(reward: Tensor, value: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> Tensor:
-    """Generalised advantages (B, T) (Schulman et al. 2016, arXiv 1506.02438).
+    """Generalised advantages (B, T) (Schulman et al. 2015, arXiv 1506.02438).
 
     d_t = r_t + gamma V_{t+1} - V_t, and A_t = d_t + gamma lam A_{t+1}, both 0 past the end. The return is A + V.
     """

@@ -1,5 +1,6 @@
 """Abstention by semantic entropy: answer where the model's meanings agree, abstain where they scatter (Tjandra et al.
-2024, "Fine-Tuning Large Language Models to Appropriately Abstain with Semantic Entropy"). No gold answers are needed.
+2024, "Fine-Tuning Large Language Models to Appropriately Abstain with Semantic Entropy", arXiv 2410.17234). No gold
+answers are needed.
 
 For each question one answer at a low temperature, and M samples at temperature 1. Samples that mean the same form a
 cluster C_i (entailment both ways):

@@ -1,6 +1,6 @@
 """CLEAR: noisy targets dropped or rewritten by the confidence of the very model that is trained (Chen and Mueller 2024,
-"Automated Data Curation for Robust Language Model Fine-Tuning"). Confidence is BSDetector's (Chen and Mueller 2023,
-arXiv 2308.16175):
+"Automated Data Curation for Robust Language Model Fine-Tuning", arXiv 2403.12776). Confidence is BSDetector's (Chen
+and Mueller 2023, arXiv 2308.16175):
 
     O = mean_i [a (1 - p(contradiction of y and y_i)) + (1 - a) 1[y = y_i]]      over k sampled answers y_i
     S = mean over two questions to the model itself: right 1, wrong 0, unsure 1/2

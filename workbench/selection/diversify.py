@@ -1,5 +1,5 @@
 """Diversify and Conquer: diverse rows first, and clusters that teach little lose their budget round by round (Yu et al.
-2024, "Diversify and Conquer: Diversity-Centric Data Selection with Iterative Refinement").
+2024, "Diversify and Conquer: Diversity-Centric Data Selection with Iterative Refinement", arXiv 2409.11378).
 
 Rows are embedded and clustered by k-means. In one shot (kMQ) a cluster j gets b_j = b |X_j| / |X| of the budget b, and
 within it rows are drawn with probability in proportion to exp(quality). With feedback, w_j = 1 / k at first, and in

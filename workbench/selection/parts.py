@@ -184,7 +184,7 @@ def _draw(weights: Sequence[float], count: int, key: int) -> list[int]:
 
 
 def k_center(vectors: np.ndarray, k: int, start: Sequence[int]) -> list[int]:
-    """From `start` on, always the row that is farthest (Euclid) from those picked (Sener and Savarese 2018, arXiv
+    """From `start` on, always the row that is farthest (Euclid) from those picked (Sener and Savarese 2017, arXiv
     1708.00489); vectors (N, D). Returns the k new ones."""
     nearest = np.full(len(vectors), np.inf)
     for i in start:

@@ -2,7 +2,7 @@
 out.
 
 `serial` makes them, as a Task; `replayed` checks a completion step by step, exactly. Which problems are of the test
-split is decided by a hash of the question. Li, Liu, Zhou and Ma 2024, arXiv 2402.12875, who train small transformers
+split is decided by a hash of the question. Li et al. 2024, arXiv 2402.12875, who train small transformers
 from scratch on such problems; wording, format and sizes are ours. No torch here.
 """
 

@@ -1,5 +1,5 @@
-"""Markovian training: reasoning is worth what it tells of the answer to a reader without the question (Viteri et al.,
-"Markovian Transformers for Informative Language Modeling", arXiv 2404.18988).
+"""Markovian training: reasoning is worth what it tells of the answer to a reader without the question (Viteri et al.
+2024, "Markovian Transformers for Informative Language Modeling", arXiv 2404.18988).
 
 For each prompt `group_size` chains of thought c_i are sampled, at most `max_new_tokens` tokens. The answer is then
 scored after a text in which the chain stands and the question does not:

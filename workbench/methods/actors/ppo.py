@@ -16,7 +16,7 @@ Both are reduced as `loss_type` says: "bnpo" (the default here) is the mean over
 token means, as ReFT has it. One prompt, one completion is enough: nothing is compared within a group.
 
 Defaults are those of TRL's former PPOTrainer: KL 0.05 in the reward (k1), gamma 1, lam 0.95, both clips 0.2, vf_coef
-0.1, 4 passes, learning rate 3e-6. ReFT's (Luong et al. 2024, arXiv 2401.08967):
+0.1, 4 passes, learning rate 3e-6. ReFT's (Luong et al. 2024, arXiv 2401.08967)
 are loss_type="grpo", vf_coef=5, num_iterations=2, lr=3e-7, after an SFT warm-up.
 
 The head shares the policy's layers, and its loss trains them too (`value_detached=True`: only the head). At the

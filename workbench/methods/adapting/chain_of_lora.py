@@ -15,7 +15,7 @@ bases work as with any LoRA. The scaling must be that of rank r, so multiply alp
 
     policy.attach(wb.LoRA(r=3 * 8, alpha=3 * 16)); wb.method("chain_of_lora")(policy, rows, links=3)
 
-Xia, Qin and Hazan 2024, arXiv 2401.04151: chains of 2 or 3 links of rank 8 on query and value (from memory, not
+Xia et al. 2024, arXiv 2401.04151: chains of 2 or 3 links of rank 8 on query and value (from memory, not
 checked), as many steps in all as one LoRA would get. Left out: ranks that shrink along the chain. `steps` decides where
 links begin, so it should stay as it is within a run. With `links=1` this is SFT.
 """

@@ -8,7 +8,8 @@ the policy overtakes the panel. Where the panel itself finds a row unlikely (s a
 bad data, the row is pushed less. The column is called `aligned_logprob`; `panel_logprobs(panel, rows)` makes it, once,
 before training: each model reads the rows in its own chat template, and tokenizers may differ, as only means enter.
 
-Fan et al. 2024, "Preference-Oriented Supervised Fine-Tuning: Favoring Target Model Over Aligned Large Language Models".
+Fan et al. 2024, "Preference-Oriented Supervised Fine-Tuning: Favoring Target Model Over Aligned Large Language Models",
+arXiv 2412.12865.
 Loss and defaults as in the authors' code (Savannah120/alignment-handbook-PoFT): beta 1, gamma 0; there lr 1e-6 with
 cosine and 10 % warm-up, 1 epoch, and the panel zephyr-7b-sft-full, Yi-6B-Chat, Llama-3-8B-Instruct. Differs: their
 trainer averages the policy's log-probs over all tokens of a text and the panel's over the assistant's; here both are

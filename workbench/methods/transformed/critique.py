@@ -18,7 +18,7 @@ verifier, `verdict_accuracy` scores verdicts: show it beside the accuracy as a s
 The paper trains for 1 epoch of 50,000 rows with a learning rate of 5e-6, a cosine, 10 % warm-up, and 512 rows an
 update.
 
-Wang, Yue and Chen 2025, "Critique Fine-Tuning: Learning to Critique is More Effective than Learning to Imitate",
+Wang et al. 2025, "Critique Fine-Tuning: Learning to Critique is More Effective than Learning to Imitate",
 arXiv 2501.17703. The instruction's words are ours.
 """
 

@@ -16,7 +16,7 @@ Each answer ends in the end token (so that `shots=1` is plain SFT), between exam
 metrics `nll/shot_<k>`, for k = 1, 2, 4, 8, ... and the last, are the loss of the k-th answer: it must fall with k.
 `workbench.transforms.many_shot.loss_by_shot` gives the whole curve of a policy.
 
-He, Peng, Jiang and Go 2025, "You Only Fine-tune Once: Many-Shot In-Context Fine-Tuning for Large Language Model",
+He et al. 2025, "You Only Fine-tune Once: Many-Shot In-Context Fine-Tuning for Large Language Model",
 arXiv 2506.11103; objective from the abstract, layout and defaults are ours. Rows are plain prompt and completion.
 """
 

@@ -1,12 +1,12 @@
 """Records of the family `preference`: what pairs are built of, and losses on answers that were compared."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 ENTRIES: list[Entry] = [
     Entry(
         id="S034",
         name="thinkpo",
-        paper=Paper("Yang et al.", 2025, "Thinking Preference Optimization", "arXiv 2502.13173"),
+        paper=Paper("Yang et al.", 2025, "Thinking Preference Optimization", "https://arxiv.org/abs/2502.13173"),
         kind="preference",
         call="thinkpo",
         summary="DPO that prefers the long chain of thought to a short answer that is right as well.",
@@ -28,7 +28,7 @@ wb.method("thinkpo")(policy, pairs, steps=2, batch_size=4, lr=1e-4, out=out)
             "Zhang et al.",
             2024,
             "Chain of Preference Optimization: Improving Chain-of-Thought Reasoning in LLMs",
-            "arXiv 2406.09136",
+            "https://arxiv.org/abs/2406.09136",
         ),
         kind="preference",
         call="chain_of_preference",
@@ -51,7 +51,10 @@ wb.method("chain_of_preference")(policy, sibling_steps(trees), steps=2, batch_si
         id="S062",
         name="aft",
         paper=Paper(
-            "Wang et al.", 2023, "Making Large Language Models Better Reasoners with Alignment", "arXiv 2309.02144"
+            "Wang et al.",
+            2023,
+            "Making Large Language Models Better Reasoners with Alignment",
+            "https://arxiv.org/abs/2309.02144",
         ),
         kind="preference",
         call="aft",
@@ -71,7 +74,10 @@ wb.method("aft")(policy, groups, steps=2, batch_size=4, constraint="boundary", l
         id="S240",
         name="self_judgment",
         paper=Paper(
-            "Lee et al.", 2024, "Aligning Large Language Models by On-Policy Self-Judgment", "arXiv 2402.11253"
+            "Lee et al.",
+            2024,
+            "Aligning Large Language Models by On-Policy Self-Judgment",
+            "https://arxiv.org/abs/2402.11253",
         ),
         kind="preference",
         call="self_judgment",

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench import methods
 from workbench import settings as settings_of
-from workbench.catalogue.entry import Entry
+from workbench.published.entry import Entry
 from workbench.launch import launch
 from workbench.run import Run
 from workbench.settings.base import Settings
@@ -36,7 +36,7 @@ def _training(entry: Entry) -> Callable[..., Run]:
         return launch(entry.call, policy, data, out or f"runs/{entry.name}", eval_dataset, given, track)
 
     call.__name__ = call.__qualname__ = entry.name
-    call.__module__ = "workbench.catalogue"
+    call.__module__ = "workbench.published"
     call.__signature__ = _signature(entry, method)
     call.__doc__ = "\n\n".join([inspect.cleandoc(_module_of(method).__doc__), _settings(entry, method), *_more(entry)])
     return call

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from workbench import methods
-from workbench.catalogue.entry import Entry
+from workbench.published.entry import Entry
 
 FILE = Path(__file__).with_name("status.json")
 WORKS, CHANGED, UNTESTED = "works", "changed", "untested"

@@ -24,7 +24,7 @@ class Catalogue(pd.DataFrame):
 
 def card(name: str) -> str:
     """What `help` says of a method."""
-    from workbench.catalogue import method
+    from workbench.published import method
 
     called = method(name)
     return f"wb.method({name!r}){inspect.signature(called)}\n\n{inspect.cleandoc(called.__doc__)}"

@@ -1,6 +1,6 @@
 """Records of the family `selftraining`: methods that sample, keep and train in rounds."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 WRITTEN = """
 written = wb.Task(rows, rewards=task.rewards)  # sums with the column `completion`, a worked solution
@@ -9,14 +9,16 @@ SSR = Paper(
     "Gupta et al.",
     2024,
     "Selective Self-Rehearsal: A Fine-Tuning Approach to Improve Generalization in Large Language Models",
-    "arXiv 2409.04787",
+    "https://arxiv.org/abs/2409.04787",
 )
 
 ENTRIES: list[Entry] = [
     Entry(
         id="S219",
         name="star",
-        paper=Paper("Zelikman et al.", 2022, "STaR: Bootstrapping Reasoning With Reasoning", "arXiv 2203.14465"),
+        paper=Paper(
+            "Zelikman et al.", 2022, "STaR: Bootstrapping Reasoning With Reasoning", "https://arxiv.org/abs/2203.14465"
+        ),
         kind="self-training",
         call="star",
         summary="In rounds: train the first weights on rationales that ended right, some of them after a hint.",
@@ -35,7 +37,7 @@ run
             "Yuan et al.",
             2023,
             "Scaling Relationship on Learning Mathematical Reasoning with Large Language Models",
-            "arXiv 2308.01825",
+            "https://arxiv.org/abs/2308.01825",
         ),
         kind="self-training",
         call="rft",
@@ -56,7 +58,7 @@ run
             "Munkhbat et al.",
             2025,
             "Self-Training Elicits Concise Reasoning in Large Language Models",
-            "arXiv 2502.20122",
+            "https://arxiv.org/abs/2502.20122",
         ),
         kind="self-training",
         call="concise",
@@ -72,7 +74,7 @@ run
     Entry(
         id="S115",
         name="lmsi",
-        paper=Paper("Huang et al.", 2022, "Large Language Models Can Self-Improve", "arXiv 2210.11610"),
+        paper=Paper("Huang et al.", 2022, "Large Language Models Can Self-Improve", "https://arxiv.org/abs/2210.11610"),
         kind="self-training",
         call="lmsi",
         summary="Train on the rationales that end in the majority's answer, in four formats; no right answers needed.",
@@ -107,7 +109,7 @@ run
             "Gupta et al.",
             2025,
             "Selective Self-to-Supervised Fine-Tuning for Generalization in Large Language Models",
-            "arXiv 2502.08130",
+            "https://arxiv.org/abs/2502.08130",
         ),
         kind="self-training",
         call="s3ft",
@@ -124,7 +126,9 @@ run
     Entry(
         id="S059",
         name="fine_tune_cot",
-        paper=Paper("Ho et al.", 2022, "Large Language Models Are Reasoning Teachers", "arXiv 2212.10071"),
+        paper=Paper(
+            "Ho et al.", 2022, "Large Language Models Are Reasoning Teachers", "https://arxiv.org/abs/2212.10071"
+        ),
         kind="self-training",
         call="fine_tune_cot",
         summary="Train on several chains of thought for each question, from a teacher or oneself, that end right.",
@@ -141,7 +145,12 @@ run
     Entry(
         id="S011",
         name="trice",
-        paper=Paper("Phan et al.", 2023, "Training Chain-of-Thought via Latent-Variable Inference", "arXiv 2312.02179"),
+        paper=Paper(
+            "Phan et al.",
+            2023,
+            "Training Chain-of-Thought via Latent-Variable Inference",
+            "https://arxiv.org/abs/2312.02179",
+        ),
         kind="self-training",
         call="trice",
         summary="Raise the likelihood of right answers over all rationales, by remembered ones and a control variate.",
@@ -160,7 +169,7 @@ run
             "Wang et al.",
             2024,
             "Self-Training with Direct Preference Optimization Improves Chain-of-Thought Reasoning",
-            "arXiv 2407.18248",
+            "https://arxiv.org/abs/2407.18248",
         ),
         kind="self-training",
         call="dpo_st",

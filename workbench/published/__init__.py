@@ -14,7 +14,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 from workbench.errors import SettingError, did_you_mean
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def entries() -> dict[str, Entry]:
 
 
 def _of(family: str) -> list[Entry]:
-    return import_module(f"workbench.catalogue.{family}").ENTRIES
+    return import_module(f"workbench.published.{family}").ENTRIES
 
 
 def method(name: str) -> Callable[..., Any]:
@@ -45,7 +45,7 @@ def method(name: str) -> Callable[..., Any]:
     reward or an analysis returns what it is. Also found by its number in the list, as in "S058". Raises SettingError
     for a name that there is not.
     """
-    from workbench.catalogue.calls import callable_of
+    from workbench.published.calls import callable_of
 
     known = entries()
     found = known.get(name) or next((entry for entry in known.values() if entry.id == name), None)
@@ -61,7 +61,7 @@ def catalogue() -> pd.DataFrame:
     """
     import pandas as pd
 
-    from workbench.catalogue import status
+    from workbench.published import status
 
     return pd.DataFrame(
         {

@@ -1,6 +1,6 @@
 """Records of the family `policy`."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 SHOWN = """
 rows = [{**row, "demonstration": f" {row['sum']}={row['answer']}\\n#### {row['answer']}"} for row in task.rows]

@@ -1,6 +1,6 @@
 """Records of the family `supervised`: fine-tuning with another loss, other weights or other inputs."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 ENTRIES: list[Entry] = [
     Entry(
@@ -11,7 +11,7 @@ ENTRIES: list[Entry] = [
             2024,
             "Masked Thought: Simply Masking Partial Reasoning Steps Can Improve Mathematical Reasoning Learning of"
             " Language Models",
-            "arXiv 2403.02178",
+            "https://arxiv.org/abs/2403.02178",
         ),
         kind="supervised",
         call="masked_thought",
@@ -32,7 +32,7 @@ run
             "Qin and Springenberg",
             2025,
             "Supervised Fine Tuning on Curated Data is Reinforcement Learning (and can be improved)",
-            "arXiv 2507.12856",
+            "https://arxiv.org/abs/2507.12856",
         ),
         kind="supervised",
         call="iw_sft",
@@ -54,7 +54,7 @@ run
             "Guo et al.",
             2025,
             "Discriminative Finetuning of Generative Large Language Models without Reward Models and Preference Data",
-            "arXiv 2502.18679",
+            "https://arxiv.org/abs/2502.18679",
         ),
         kind="supervised",
         call="discriminative",
@@ -77,6 +77,7 @@ run
             "Fan et al.",
             2024,
             "Preference-Oriented Supervised Fine-Tuning: Favoring Target Model Over Aligned Large Language Models",
+            "https://arxiv.org/abs/2412.12865",
         ),
         kind="supervised",
         call="poft",
@@ -99,8 +100,8 @@ run
         paper=Paper(
             "Hua et al.",
             2024,
-            "Intuitive Fine-Tuning: Towards Simplifying Alignment into a Single Process",
-            "arXiv 2405.11870",
+            "Intuitive Fine-Tuning: Towards Unifying SFT and RLHF into a Single Process",
+            "https://arxiv.org/abs/2405.11870",
         ),
         kind="supervised",
         call="intuitive",
@@ -121,7 +122,7 @@ run
             "Ye et al.",
             2024,
             "TL-Training: A Task-Feature-Based Framework for Training Large Language Models in Tool Use",
-            "arXiv 2412.15495",
+            "https://arxiv.org/abs/2412.15495",
         ),
         kind="supervised",
         call="key_token",
@@ -145,7 +146,7 @@ run
             "Ye et al.",
             2024,
             "TL-Training: A Task-Feature-Based Framework for Training Large Language Models in Tool Use",
-            "arXiv 2412.15495",
+            "https://arxiv.org/abs/2412.15495",
         ),
         kind="reward",
         call="workbench.rewards.tool_calls:tool_call",
@@ -164,7 +165,7 @@ wb.method("tool_call")(written, answer=['weather(city="Oslo", days=3)'] * 4, too
             "Wu et al.",
             2025,
             "On the Generalization of SFT: A Reinforcement Learning Perspective with Reward Rectification",
-            "arXiv 2508.05629",
+            "https://arxiv.org/abs/2508.05629",
         ),
         kind="supervised",
         call="sft",

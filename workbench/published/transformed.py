@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 QFFT = Paper(
     "Liu et al.", 2025, "QFFT, Question-Free Fine-Tuning for Adaptive Reasoning", "https://arxiv.org/abs/2506.12860"
 )
 CRITIQUE = Paper(
-    "Wang, Yue and Chen",
+    "Wang et al.",
     2025,
     "Critique Fine-Tuning: Learning to Critique is More Effective than Learning to Imitate",
     "https://arxiv.org/abs/2501.17703",
@@ -53,7 +53,7 @@ TRACED = Paper(
     "https://arxiv.org/abs/2402.04004",
 )
 SERIAL = Paper(
-    "Li, Liu, Zhou and Ma",
+    "Li et al.",
     2024,
     "Chain of Thought Empowers Transformers to Solve Inherently Serial Problems",
     "https://arxiv.org/abs/2402.12875",

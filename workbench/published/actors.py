@@ -1,6 +1,6 @@
 """Records of the family `actors`."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 ENTRIES: list[Entry] = [
     Entry(

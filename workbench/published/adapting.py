@@ -1,14 +1,16 @@
 """Records of the family `adapting`: what trains, and how strong it is."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 CAFT = Paper(
     "Casademunt et al.",
     2025,
     "Steering Out-of-Distribution Generalization with Concept Ablation Fine-Tuning",
-    "arXiv 2507.16795",
+    "https://arxiv.org/abs/2507.16795",
 )
-COT_VALVE = Paper("Ma et al.", 2025, "CoT-Valve: Length-Compressible Chain-of-Thought Tuning", "arXiv 2502.09601")
+COT_VALVE = Paper(
+    "Ma et al.", 2025, "CoT-Valve: Length-Compressible Chain-of-Thought Tuning", "https://arxiv.org/abs/2502.09601"
+)
 
 ENTRIES: list[Entry] = [
     Entry(
@@ -47,7 +49,9 @@ found.tokens(policy, rows[:4], layer=2, number=0, count=3)
     Entry(
         id="S074",
         name="half",
-        paper=Paper("Hui et al.", 2024, "HFT: Half Fine-Tuning for Large Language Models", "arXiv 2404.18466"),
+        paper=Paper(
+            "Hui et al.", 2024, "HFT: Half Fine-Tuning for Large Language Models", "https://arxiv.org/abs/2404.18466"
+        ),
         kind="adapter",
         call="half",
         summary="SFT of a random half of the weight matrices, drawn anew each round; the other half stays as it is.",
@@ -62,10 +66,10 @@ wb.method("half")(policy, rows, steps=3, round_steps=2, batch_size=4, lr=1e-3, o
         id="S090",
         name="chain_of_lora",
         paper=Paper(
-            "Xia, Qin and Hazan",
+            "Xia et al.",
             2024,
             "Chain of LoRA: Efficient Fine-tuning of Language Models via Residual Learning",
-            "arXiv 2401.04151",
+            "https://arxiv.org/abs/2401.04151",
         ),
         kind="adapter",
         call="chain_of_lora",
@@ -86,7 +90,7 @@ wb.method("chain_of_lora")(policy, rows, links=2, steps=3, batch_size=4, lr=1e-3
             2025,
             "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for Reasoning-Focused"
             " Supervised Fine-Tuning",
-            "arXiv 2506.00772",
+            "https://arxiv.org/abs/2506.00772",
         ),
         kind="adapter",
         call="lift",
@@ -161,7 +165,7 @@ rollouts
             "Yang et al.",
             2024,
             "CorDA: Context-Oriented Decomposition Adaptation of Large Language Models",
-            "arXiv 2406.05223",
+            "https://arxiv.org/abs/2406.05223",
         ),
         kind="adapter",
         call="workbench.adapters.corda:corda",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import workbench as wb
-from workbench.catalogue.entry import Entry
+from workbench.published.entry import Entry
 
 SIZE = 32
 """rows"""

@@ -1,17 +1,27 @@
 """Which rows to train on."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 ZOO = Paper("Xia et al.", 2024, "Rethinking Data Selection at Scale: Random Selection is Almost All You Need",
             "https://arxiv.org/abs/2410.09335")  # fmt: skip
-CLEAR = Paper("Chen and Mueller", 2024, "Automated Data Curation for Robust Language Model Fine-Tuning")
+CLEAR = Paper(
+    "Chen and Mueller",
+    2024,
+    "Automated Data Curation for Robust Language Model Fine-Tuning",
+    "https://arxiv.org/abs/2403.12776",
+)
 HARD = Paper(
     "Yu et al.", 2025,
     "Rethinking the Generation of High-Quality CoT Data from the Perspective of LLM-Adaptive Question Difficulty"
     " Grading",
     "https://arxiv.org/abs/2504.11919",
 )  # fmt: skip
-DIVERSE = Paper("Yu et al.", 2024, "Diversify and Conquer: Diversity-Centric Data Selection with Iterative Refinement")
+DIVERSE = Paper(
+    "Yu et al.",
+    2024,
+    "Diversify and Conquer: Diversity-Centric Data Selection with Iterative Refinement",
+    "https://arxiv.org/abs/2409.11378",
+)
 NEW = Paper(
     "Isonuma and Titov", 2024, "What's New in My Data? Novelty Exploration via Contrastive Generation",
     "https://arxiv.org/abs/2410.14765",
@@ -62,7 +72,10 @@ wb.method("difficulty_mix")(task.rows, grades, k=8)""",
         "S130",
         "semantic_abstention",
         Paper(
-            "Tjandra et al.", 2024, "Fine-Tuning Large Language Models to Appropriately Abstain with Semantic Entropy"
+            "Tjandra et al.",
+            2024,
+            "Fine-Tuning Large Language Models to Appropriately Abstain with Semantic Entropy",
+            "https://arxiv.org/abs/2410.17234",
         ),
         "selector",
         "workbench.selection.abstention:grade",

@@ -1,11 +1,16 @@
 """Records of the family `analyses`."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 FAITHFULNESS = Entry(
     id="S009",
     name="faithfulness",
-    paper=Paper("Lobo et al.", 2024, "On the Impact of Fine-Tuning on Chain-of-Thought Reasoning", "arXiv 2411.15382"),
+    paper=Paper(
+        "Lobo et al.",
+        2024,
+        "On the Impact of Fine-Tuning on Chain-of-Thought Reasoning",
+        "https://arxiv.org/abs/2411.15382",
+    ),
     kind="analysis",
     call="workbench.analyses.faithfulness:faithfulness",
     summary="Cuts chains of thought early, or fills them with dots, and counts the answers that stay as they were.",
@@ -23,7 +28,10 @@ SLICK = Entry(
     id="S122",
     name="slick",
     paper=Paper(
-        "Gekhman et al.", 2024, "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?", "arXiv 2405.05904"
+        "Gekhman et al.",
+        2024,
+        "Does Fine-Tuning LLMs on New Knowledge Encourage Hallucinations?",
+        "https://arxiv.org/abs/2405.05904",
     ),
     kind="analysis",
     call="workbench.analyses.slick:slick",
@@ -39,7 +47,12 @@ wb.method("slick")(policy, rows[:8], examples=3, shots=2, samples=4, max_new_tok
 TOKEN_SHIFT = Entry(
     id="S156",
     name="token_shift",
-    paper=Paper("Ghosh et al.", 2024, "A Closer Look at the Limitations of Instruction Tuning", "arXiv 2402.05119"),
+    paper=Paper(
+        "Ghosh et al.",
+        2024,
+        "A Closer Look at the Limitations of Instruction Tuning",
+        "https://arxiv.org/abs/2402.05119",
+    ),
     kind="analysis",
     call="workbench.analyses.token_shift:token_shift",
     summary="Ranks each token of the tuned model's answers under the base: unshifted, marginal or shifted.",
@@ -55,7 +68,7 @@ wb.method("token_shift")(run, [row["prompt"] for row in rows[:8]], rows=rows, ma
 LEARNING_DYNAMICS = Entry(
     id="S164",
     name="learning_dynamics",
-    paper=Paper("Ren and Sutherland", 2024, "Learning Dynamics of LLM Finetuning", "arXiv 2407.10490"),
+    paper=Paper("Ren and Sutherland", 2024, "Learning Dynamics of LLM Finetuning", "https://arxiv.org/abs/2407.10490"),
     kind="analysis",
     call="workbench.analyses.learning_dynamics:learning_dynamics",
     summary="Follows the log-probs of chosen, rejected and unrelated answers over a run, and marks where DPO squeezes.",
@@ -70,7 +83,7 @@ wb.method("learning_dynamics")(run, every=2, most=6, max_new_tokens=24)
 FRACTURED_SAMPLING = Entry(
     id="S189",
     name="fractured_sampling",
-    paper=Paper("Liao et al.", 2025, "Fractured Chain-of-Thought Reasoning", "arXiv 2505.12992"),
+    paper=Paper("Liao et al.", 2025, "Fractured Chain-of-Thought Reasoning", "https://arxiv.org/abs/2505.12992"),
     kind="decoding",
     call="workbench.analyses.fractured_sampling:fractured_sampling",
     summary="Cuts chains at many depths, draws several answers at each, and reads pass@k and votes off one grid.",
@@ -87,7 +100,10 @@ FORGETTING_LAWS = Entry(
     id="S201",
     name="forgetting_laws",
     paper=Paper(
-        "Kalajdzievski", 2024, "Scaling Laws for Forgetting When Fine-Tuning Large Language Models", "arXiv 2401.05605"
+        "Kalajdzievski",
+        2024,
+        "Scaling Laws for Forgetting When Fine-Tuning Large Language Models",
+        "https://arxiv.org/abs/2401.05605",
     ),
     kind="analysis",
     call="workbench.analyses.forgetting_laws:forgetting_laws",
@@ -108,7 +124,7 @@ TUCO = Entry(
         "Nuti et al.",
         2025,
         "TuCo: Measuring the Contribution of Fine-Tuning to Individual Responses of LLMs",
-        "arXiv 2506.23423",
+        "https://arxiv.org/abs/2506.23423",
     ),
     kind="analysis",
     call="workbench.analyses.tuco:tuco",

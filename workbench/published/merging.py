@@ -1,13 +1,18 @@
 """Merges of fine-tunes, and models fused while they decode."""
 
-from workbench.catalogue.entry import Entry, Paper
+from workbench.published.entry import Entry, Paper
 
 TWO = """
 runs = [wb.sft(policy, rows, steps=2, lr=1e-3, seed=seed, out=out / f"seed-{seed}") for seed in (0, 1)]
 for run in runs:
     list(run)
 """
-SOUPS = Paper("Wortsman et al.", 2022, "Model soups", "https://arxiv.org/abs/2203.05482")
+SOUPS = Paper(
+    "Wortsman et al.",
+    2022,
+    "Model soups: averaging weights of multiple fine-tuned models improves accuracy without increasing inference time",
+    "https://arxiv.org/abs/2203.05482",
+)
 
 ENTRIES: list[Entry] = [
     Entry(
@@ -37,7 +42,12 @@ wb.method("greedy_soup")(policy, runs, score)""",
     Entry(
         "S094",
         "lines",
-        Paper("Wang et al.", 2024, "LiNeS: Post-training Layer Scaling", "https://arxiv.org/abs/2410.17146"),
+        Paper(
+            "Wang et al.",
+            2024,
+            "LiNeS: Post-training Layer Scaling Prevents Forgetting and Enhances Model Merging",
+            "https://arxiv.org/abs/2410.17146",
+        ),
         "merge",
         "workbench.merging.lines:lines",
         "A fine-tune's update scaled linearly with depth: shallow layers keep what the base could do.",
@@ -60,7 +70,12 @@ wb.method("lines")(policy, [run], a=0.1)""",
     Entry(
         "S137",
         "breadcrumbs",
-        Paper("Davari and Belilovsky", 2023, "Model Breadcrumbs", "https://arxiv.org/abs/2312.06795"),
+        Paper(
+            "Davari and Belilovsky",
+            2023,
+            "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
+            "https://arxiv.org/abs/2312.06795",
+        ),
         "merge",
         "workbench.merging.breadcrumbs:breadcrumbs",
         "Task vectors without their outliers and their dust, added up.",
