@@ -11,8 +11,8 @@ from typing import Any
 
 import workbench as wb
 from workbench import methods
-from workbench.published import entries, examples
 from workbench.launch import launch
+from workbench.published import entries, examples
 
 ENTRIES = entries()
 TRAINING = [name for name, entry in ENTRIES.items() if entry.trains]

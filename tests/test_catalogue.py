@@ -15,9 +15,9 @@ import pytest
 import workbench as wb
 from tests.catalogued import ENTRIES
 from workbench import methods
+from workbench.errors import SettingError
 from workbench.published import FAMILIES, _of, examples, status
 from workbench.published.entry import KINDS
-from workbench.errors import SettingError
 from workbench.run import Run
 
 WRITES = os.environ.get("WORKBENCH_WRITE_STATUS")

@@ -13,8 +13,8 @@ import workbench as wb
 from tests.catalogued import ENTRIES, STEPS, TRAINING, call_of, takes
 from tests.runs import assert_same_metrics, assert_same_weights, weights
 from workbench import glossary, glossary_of_methods, methods, prefixes
-from workbench.published import examples
 from workbench.launch import launch
+from workbench.published import examples
 
 CLOSE = 1e-6
 """by norm, of what a run changed in its weights"""

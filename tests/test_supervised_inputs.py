@@ -13,11 +13,11 @@ from tests.models import tiny_policy, tiny_tokenizer
 from tests.runs import assert_same_metrics, assert_same_weights, rows_for, weights
 from workbench import settings as settings_of
 from workbench import update
-from workbench.published.supervised import ENTRIES
 from workbench.errors import SettingError
 from workbench.launch import launch
 from workbench.methods import get, sft
 from workbench.methods.supervised import masked_thought
+from workbench.published.supervised import ENTRIES
 
 ROWS = rows_for("sft", 6)
 TOOLS = ["say_it", "say_all", "other"]

@@ -22,7 +22,8 @@ in loss and gradients; tests hold every method to it, and to the exactness of th
 micro-batches or laid out changes nothing, any step can be gone back to, a stopped run goes on.
 
 The examples run on small things: `policy` is the shipped model with `wb.LoRA(r=8)`, `rows` have a prompt and a
-completion, `pairs` a prompt, a chosen and a rejected answer, `task` is `wb.task("sums", size=32)`, and `out` is a folder.
+completion, `pairs` a prompt, a chosen and a rejected answer, `task` is `wb.task("sums", size=32)`, and `out` is a
+folder.
 """
 TITLES = {
     "supervised": "Supervised: other losses, weights and inputs",

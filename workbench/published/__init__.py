@@ -14,8 +14,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from workbench.published.entry import Entry, Paper
 from workbench.errors import SettingError, did_you_mean
+from workbench.published.entry import Entry, Paper
 
 if TYPE_CHECKING:
     import pandas as pd

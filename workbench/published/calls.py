@@ -11,8 +11,8 @@ from typing import Any
 
 from workbench import methods
 from workbench import settings as settings_of
-from workbench.published.entry import Entry
 from workbench.launch import launch
+from workbench.published.entry import Entry
 from workbench.run import Run
 from workbench.settings.base import Settings
 from workbench.settings.meanings import meanings
@@ -38,7 +38,8 @@ def _training(entry: Entry) -> Callable[..., Run]:
     call.__name__ = call.__qualname__ = entry.name
     call.__module__ = "workbench.published"
     call.__signature__ = _signature(entry, method)
-    call.__doc__ = "\n\n".join([inspect.cleandoc(_module_of(method).__doc__), _settings(entry, method), *_more(entry)])
+    card = inspect.cleandoc(entry.card or _module_of(method).__doc__)
+    call.__doc__ = "\n\n".join([card, _settings(entry, method), *_more(entry)])
     return call
 
 

@@ -41,6 +41,7 @@ class Entry:
     example  Python that runs it on small things: `wb`, `policy` (the shipped model with an adapter), `rows` (prompt and
              completion), `pairs` (prompt, chosen, rejected), `task` (sums) and `out` (a folder) are there; the last
              line is an expression, its result
+    card     the card of a preset, whose module is that of its loop; else the module's docstring is the card
     differs  what differs from the paper, in a sentence; empty: nothing that we know of
     """
 
@@ -55,6 +56,7 @@ class Entry:
     base: str | None = None
     neutral: Mapping[str, Any] | None = None
     sets: Mapping[str, Any] = field(default_factory=dict)
+    card: str = ""
     differs: str = ""
 
     @property
