@@ -10,7 +10,7 @@ import workbench as wb
 from tests.models import tiny_policy
 from workbench import adapters
 from workbench.errors import DataError, SettingError
-from workbench.likelihoods import nll, nll_alone, nll_of_base
+from workbench.likelihoods import choices, nll, nll_alone, nll_of_base
 from workbench.merging.fusion import GRID  # noqa: F401  the layers may import each other
 from workbench.selection import (
     abstention,
@@ -300,7 +300,7 @@ def test_a_preference_is_turned_round_with_the_answers(policy):
     one = clear.preferred(policy, ["q"], ["good"], ["bad"])
     other = clear.preferred(policy, ["q"], ["bad"], ["good"])
     assert one[0] == pytest.approx(1 - other[0], abs=1e-9)
-    assert np.allclose(clear.choices(policy, ["a", "b"], ("A", "B", "C")).sum(1), 1)
+    assert np.allclose(choices(policy, ["a", "b"], ("A", "B", "C")).sum(1), 1)
 
 
 def test_the_weights_of_the_card():

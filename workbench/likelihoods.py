@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from workbench import adapters, worker
 from workbench.data import Rows
@@ -53,6 +54,23 @@ def nll_alone(policy: Policy, pool: Rows) -> tuple[np.ndarray, np.ndarray]:
 
 def _means(logprobs: Sequence[np.ndarray]) -> np.ndarray:
     return np.array([-float(np.asarray(values, dtype=np.float64).mean()) for values in logprobs])
+
+
+@worker.on_worker
+def choices(policy: Policy, texts: Sequence[str], options: Sequence[str]) -> np.ndarray:
+    """(N, options) the probabilities of each option's first token after each text, of these options alone.
+
+    Raises SettingError where two of them begin with the same token.
+    """
+    ids = [policy.tokenizer(option, add_special_tokens=False)["input_ids"][0] for option in options]
+    if len(set(ids)) < len(ids):
+        raise SettingError(f"The tokenizer begins {', '.join(options)} with the same token; choose other words.")
+    made = []
+    with policy.at_rest():
+        for i, text in enumerate(texts):
+            tokens = torch.tensor([policy.tokens_of(text, i).ids], device=policy.device)
+            made.append(policy.logits(tokens, 1)[0, -1, ids].double().softmax(-1).cpu().numpy())
+    return np.stack(made)
 
 
 @worker.on_worker

@@ -107,7 +107,7 @@ def _positions(frame: Any) -> Any:
     lengths = frame.groupby("row")["position"].transform("max") + 1
     tenth = (frame["position"] * BINS // lengths).rename("tenth")
     counts = frame.groupby([tenth, "kind"]).size().unstack(fill_value=0).reindex(columns=KINDS, fill_value=0)
-    return counts.div(counts.sum(1), axis=0).reset_index()
+    return counts.div(counts.sum(axis=1), axis=0).reset_index()
 
 
 def _most_shifted(frame: Any) -> Any:

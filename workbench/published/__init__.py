@@ -18,7 +18,7 @@ from workbench.errors import SettingError, did_you_mean
 from workbench.published.entry import Entry, Paper
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from workbench.published.frame import Catalogue
 
 __all__ = ["FAMILIES", "Entry", "Paper", "catalogue", "entries", "method"]
 
@@ -54,16 +54,16 @@ def method(name: str) -> Callable[..., Any]:
     return callable_of(found)
 
 
-def catalogue() -> pd.DataFrame:
+def catalogue() -> Catalogue:
     """All published methods that are here: id, name, paper, year, kind, call, summary, needs, status.
 
-    `status` is "works" where the tests passed for the source as it is, "changed" where it changed since.
+    `status` is "works" where the tests passed for the source as it is, "changed" where it changed since. `.show()` is a
+    list to search, with the cards, in a notebook.
     """
-    import pandas as pd
-
     from workbench.published import status
+    from workbench.published.frame import Catalogue
 
-    return pd.DataFrame(
+    return Catalogue(
         {
             "id": entry.id or "",
             "name": entry.name,

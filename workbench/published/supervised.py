@@ -172,11 +172,11 @@ wb.method("tool_call")(written, answer=['weather(city="Oslo", days=3)'] * 4, too
         sets={"loss_type": "dft"},
         card="""Dynamic fine-tuning (DFT): SFT with each token's loss multiplied by its probability, without gradient.
 
-    loss = mean over trained tokens of -sg(p_t) log p_t        p_t the policy's probability of the token, sg: no gradient
+    loss = mean over trained tokens of -sg(p_t) log p_t      p_t the policy's probability of the token, sg: no gradient
 
-Seen as a policy gradient, plain SFT weights each token by 1 / p_t, so that what the policy finds unlikely pulls hardest;
-the factor takes that back. Unlikely tokens then hardly train, which helps where they are noise and hurts where they are
-what there is to learn.
+Seen as a policy gradient, plain SFT weights each token by 1 / p_t, so that what the policy finds unlikely pulls
+hardest; the factor takes that back. Unlikely tokens then hardly train, which helps where they are noise and hurts where
+they are what there is to learn.
 
 Wu et al. 2025, arXiv 2508.05629, as TRL has it (loss_type="dft"). Not to be mixed up with discriminative fine-tuning,
 which has the same letters: wb.method("discriminative").""",

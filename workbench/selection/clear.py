@@ -21,11 +21,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
-from workbench import worker
+from workbench import judges, worker
 from workbench.errors import SettingError
-from workbench.likelihoods import texts_of
+from workbench.likelihoods import choices, texts_of
 from workbench.policy import Policy
 from workbench.selection import parts
 from workbench.selection.abstention import normalised
@@ -39,7 +38,6 @@ CHECKS = (
     "Are you really sure that the proposed answer is right? (A) yes (B) no (C) not sure\nAnswer: (",
 )
 """the two questions; ours, after BSDetector's"""
-BETTER = "Question: {prompt}\nAnswer A: {a}\nAnswer B: {b}\nWhich answer is better?\nAnswer: "
 Contradicts = Callable[[Any, str, str], float]
 
 
@@ -87,20 +85,6 @@ def reflected(policy: Policy, prompts: Sequence[Any], answers: Sequence[str]) ->
     return made.mean(1)
 
 
-@worker.on_worker
-def choices(policy: Policy, texts: Sequence[str], options: Sequence[str]) -> np.ndarray:
-    """(N, options) the probabilities of each option's first token after each text, of these options alone."""
-    ids = [policy.tokenizer(option, add_special_tokens=False)["input_ids"][0] for option in options]
-    if len(set(ids)) < len(ids):
-        raise SettingError(f"The tokenizer begins {', '.join(options)} with the same token; choose other words.")
-    made = []
-    with policy.at_rest():
-        for i, text in enumerate(texts):
-            tokens = torch.tensor([policy.tokens_of(text, i).ids], device=policy.device)
-            made.append(policy.logits(tokens, 1)[0, -1, ids].double().softmax(-1).cpu().numpy())
-    return np.stack(made)
-
-
 def filtered(rows: Any, scores: Sequence[float], gamma: float | None = None) -> Selection:
     """The rows whose confidence is at least `gamma`; None: the median."""
     pool = parts.pool_of(rows)
@@ -139,14 +123,8 @@ def corrected(
 
 def preferred(policy: Policy, prompts: Sequence[Any], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
     """(N,) the probability that the policy calls `first` the better answer, the mean over both orders."""
-    asked = [_said(policy, prompt, i) for i, prompt in enumerate(prompts)]
-    one = choices(
-        policy, [BETTER.format(prompt=q, a=x, b=y) for q, x, y in zip(asked, first, second, strict=True)], ("A", "B")
-    )
-    other = choices(
-        policy, [BETTER.format(prompt=q, a=y, b=x) for q, x, y in zip(asked, first, second, strict=True)], ("A", "B")
-    )
-    return (one[:, 0] + other[:, 1]) / 2
+    judged = judges.model(policy, least_mass=0.0).prefer(prompts, first, second)
+    return np.array([0.5 if p is None else p for p in judged])  # no probability at all: as good as the other
 
 
 def _said(policy: Policy, prompt: Any, index: int) -> str:

@@ -26,12 +26,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from workbench import keys, worker
 from workbench.data import Rows
 from workbench.errors import SettingError, did_you_mean
-from workbench.likelihoods import nll, nll_alone, texts_of
+from workbench.likelihoods import choices, nll, nll_alone, texts_of
 from workbench.policy import Policy
 from workbench.selection import parts
 from workbench.selection.embeddings import embed
@@ -80,16 +79,12 @@ def ifd(policy: Policy, pool: Rows) -> np.ndarray:
 @worker.on_worker
 def selectit(policy: Policy, pool: Rows, ratings: Sequence[str] = RATINGS) -> np.ndarray:
     """(N,) from the probabilities of the digits 1 to 5 after each rating prompt."""
-    digits = [policy.tokenizer(str(d), add_special_tokens=False)["input_ids"][-1] for d in range(1, 6)]
     prompts, completions = texts_of(pool)
+    said = [q if isinstance(q, str) else policy.tokens_of(q, i).text for i, q in enumerate(prompts)]
     made = np.zeros((len(prompts), len(ratings)))
-    with policy.at_rest():
-        for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-            said = prompt if isinstance(prompt, str) else policy.tokens_of(prompt, i).text
-            for j, rating in enumerate(ratings):
-                text = ASKED.format(rating=rating, prompt=said, completion=completion)
-                ids = torch.tensor([policy.tokens_of(text, i).ids], device=policy.device)
-                made[i, j] = _rated(policy.logits(ids, 1)[0, -1, digits].double().softmax(-1).cpu().numpy())
+    for j, rating in enumerate(ratings):
+        asked = [ASKED.format(rating=rating, prompt=q, completion=y) for q, y in zip(said, completions, strict=True)]
+        made[:, j] = [_rated(p) for p in choices(policy, asked, ("1", "2", "3", "4", "5"))]
     return made.mean(1) / (1 + 0.2 * made.std(1))
 
 
