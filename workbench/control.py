@@ -255,8 +255,7 @@ class Control:
 
     def _check(self, live: Any, changes: dict[str, Any]) -> dict[str, list]:
         """What of the settings would change; raises SettingError as `run.set` does. Warnings come with the change."""
-        name = self.run.engine.method.name
-        _, payload = launch.check_change(name, live, changes, None, None, say=lambda _: None)
+        _, payload = launch.check_change(self.run.engine, live, changes, None, None, say=lambda _: None)
         return payload.get("settings", {})
 
 

@@ -45,6 +45,8 @@ class Live:
     eval_data: Any = None
     missing: tuple[str, ...] = ()
     """reward functions of the record that this process does not have"""
+    source: Any = None
+    """the rows or the task as given"""
 
 
 @dataclass(frozen=True)

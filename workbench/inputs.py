@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from dataclasses import replace
 from typing import Any
 
 from workbench import methods, update, worker
@@ -87,6 +88,15 @@ def prepared(
     made = prepare(method, policy, source, settings, "rows"), prepare_eval(method, policy, held_out, settings)
     check_data(policy, settings, *made)
     return made
+
+
+def anew(method: methods.Method, policy: Policy, live: Any, before: Any) -> Any:
+    """`live` with its data prepared again where a setting of the method's own is another one than in `before`: what a
+    method reads may follow from those, and checks do. Raises as `prepared` does."""
+    if all(getattr(before, name) == getattr(live.settings, name) for name in settings_of.own(method.name)):
+        return live
+    source = getattr(live.data, "task", live.source)
+    return replace(live, data=prepare(method, policy, source, live.settings, "rows"))
 
 
 def prepare(method: methods.Method, policy: Policy, source: Rows | Task, settings, what: str) -> Any:

@@ -190,7 +190,7 @@ def _launch(
 ) -> Run:
     if not policy.trainable():
         raise SettingError("Nothing in the policy can be trained. Attach an adapter: policy.attach(wb.LoRA()).")
-    live = Live(settings, *inputs.prepared(method, policy, source, held_out, settings))
+    live = Live(settings, *inputs.prepared(method, policy, source, held_out, settings), source=source)
     if sized:
         settings = replace(settings, steps=method.steps(live.data, settings))
         live = replace(live, settings=settings)
@@ -223,10 +223,11 @@ def _launch(
 
 
 def check_change(
-    method: str, live: Live, settings: dict[str, Any], rewards: Any, weights: Any, say: Callable = worker.warn
+    engine: Engine, live: Live, settings: dict[str, Any], rewards: Any, weights: Any, say: Callable = worker.warn
 ) -> tuple[Live, dict[str, Any]]:
     """The Live that `run.set` or `run.fork` asks for, and the event that records it. Raises before anything changes."""
     payload: dict[str, Any] = {}
+    method = engine.method.name
     if settings:
         made = settings_of.make(method, settings, base=live.settings)
         for said in made.unread(settings):
@@ -237,7 +238,7 @@ def check_change(
             raise SettingError(
                 f"{', '.join(changed)} cannot change within a run: rows and draws follow from it. Start a new run."
             )
-        live = replace(live, settings=made)
+        live = inputs.anew(engine.method, engine.policy, replace(live, settings=made), live.settings)
     if rewards is not None or weights is not None:
         if not isinstance(live.data, Prompts):
             raise SettingError(f"{settings_of.called(method)} has no rewards to set.")
@@ -255,4 +256,4 @@ def check_change(
 
 def apply_change(engine: Engine, settings: dict[str, Any], rewards: Any, weights: Any) -> None:
     """See `Run.set`."""
-    engine.change(*check_change(engine.method.name, engine.live, settings, rewards, weights))
+    engine.change(*check_change(engine, engine.live, settings, rewards, weights))

@@ -35,7 +35,7 @@ def fork(run: Run, step: int, out: str | os.PathLike | None, changes: dict[str, 
     live = parent.live_at(step + 1)
     settings = {k: v for k, v in changes.items() if k not in ("rewards", "weights")}
     if changes:
-        live, _ = check_change(parent.method.name, live, settings, changes.get("rewards"), changes.get("weights"))
+        live, _ = check_change(parent, live, settings, changes.get("rewards"), changes.get("weights"))
         inputs.check(parent.policy, live.settings)
         inputs.check_data(parent.policy, live.settings, live.data, live.eval_data)
     folder = folders.claim(out or run.folder.with_name(f"{run.name}-fork"), named=out is not None)
@@ -85,7 +85,7 @@ def _resume(folder: Path, rewards: Any, policy: Policy | None) -> Run:
         given = None if rewards is None else _for(meta["eval"], rewards)
         held_out = inputs.unspec(meta["eval"], reader.rows("eval"), given)
     reader.close()
-    live = Live(settings, *inputs.prepared(method, policy, source, held_out, settings))
+    live = Live(settings, *inputs.prepared(method, policy, source, held_out, settings), source=source)
     engine = Engine(method, policy, live, folder, State(clone(policy.params())))
     run = Run(folder, engine)
     engine.store = Store(folder, write=True)
@@ -152,7 +152,8 @@ class _Tasks:
             stored = engine.store.settings(event.step, event.branch)
             settings = settings_of.make(name, settings_of.known(name, stored), base=live.settings)
             entries = rewards_at(engine.store, event.step, event.branch)
-            made.append(Change(event.branch, event.step, self._live(replace(live, settings=settings), entries)))
+            changed = inputs.anew(engine.method, engine.policy, replace(live, settings=settings), live.settings)
+            made.append(Change(event.branch, event.step, self._live(changed, entries)))
         return made
 
 

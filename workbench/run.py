@@ -199,7 +199,7 @@ class Run:
 
         self._writable()
         self._ready()
-        live, _ = launch.check_change(self.engine.method.name, self.engine.live, settings, rewards, weights)
+        live, _ = launch.check_change(self.engine, self.engine.live, settings, rewards, weights)
 
         def change() -> None:  # one job, so that it waits for one step at most
             inputs.check(self.engine.policy, live.settings)

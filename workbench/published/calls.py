@@ -14,11 +14,14 @@ from workbench import settings as settings_of
 from workbench.launch import launch
 from workbench.published.entry import Entry
 from workbench.run import Run
-from workbench.settings.base import Settings
 from workbench.settings.meanings import meanings
 
 SHARED = ("steps", "lr", "batch_size", "prompts_per_step", "group_size", "max_new_tokens", "seed")
 """settings of all methods that stand in a signature; the others are taken all the same"""
+
+
+_LOOPS = {kind: f"wb.{name}" for name, kind in reversed(settings_of.METHODS.items())}
+"""by a loop's settings, how it is called"""
 
 
 def callable_of(entry: Entry) -> Callable[..., Any]:
@@ -49,15 +52,8 @@ def _module_of(method: methods.Method) -> Any:
 
 def own_settings(method: methods.Method) -> list[dataclasses.Field]:
     """The settings that a method has beside those of its loop, or with another default."""
-    kind = settings_of.of(method.name)
-    above = list(kind.__mro__)[: kind.__mro__.index(_loop(kind))]
-    named = {name for owner in above for name in owner.__dict__.get("__annotations__", ())}
-    return [field for field in dataclasses.fields(kind) if field.name in named]
-
-
-def _loop(kind: type) -> type:
-    """The settings of the loop that these settings extend."""
-    return next(owner for owner in kind.__mro__ if owner in settings_of.METHODS.values() or owner is Settings)
+    named = settings_of.own(method.name)
+    return [field for field in dataclasses.fields(settings_of.of(method.name)) if field.name in named]
 
 
 def _signature(entry: Entry, method: methods.Method) -> inspect.Signature:
@@ -86,7 +82,7 @@ def _default(entry: Entry, method: methods.Method, field: dataclasses.Field) -> 
 
 def _settings(entry: Entry, method: methods.Method) -> str:
     """The method's own settings, one a line, and where the others are from."""
-    words, base = meanings(method.name), _loop(settings_of.of(method.name)).__name__
+    words, base = meanings(method.name), _LOOPS[settings_of.loop_of(settings_of.of(method.name))]
     if method.name in settings_of.METHODS:
         sets = ", ".join(f"{name}={value!r}" for name, value in entry.sets.items())
         return f"This is wb.{method.name} with {sets}; its other settings are those of wb.{method.name}."

@@ -50,6 +50,19 @@ def find(method: str) -> type[Settings] | None:
     return METHODS.get(method) or _VARIANTS.get(method)
 
 
+def loop_of(kind: type[Settings]) -> type[Settings]:
+    """The settings of the loop that these extend."""
+    return next(owner for owner in kind.__mro__ if owner in METHODS.values() or owner is Settings)
+
+
+def own(method: str) -> list[str]:
+    """The settings that a published method has beside those of its loop, or with another default; none of METHODS."""
+    kind = of(method)
+    above = list(kind.__mro__)[: kind.__mro__.index(loop_of(kind))]
+    named = {name for owner in above for name in owner.__dict__.get("__annotations__", ())}
+    return [field.name for field in dataclasses.fields(kind) if field.name in named]
+
+
 def called(method: str) -> str:
     """How a user calls `method`."""
     return f"wb.{method}" if method in METHODS else f"wb.method({method!r})"
