@@ -174,6 +174,15 @@ def test_bases_that_are_none_of_this_model_are_refused_before_a_folder_is_made(t
         ({0: torch.ones(32, 3)}, r"Turn it round \(.T\)"),
         ({"top": torch.ones(32)}, "'top' does not end in the number of a layer"),
         ({0: torch.full((32,), torch.nan)}, "not all finite"),
+        ({-1: torch.ones(32)}, "-1 does not end in the number of a layer.* counted from 0"),
+        ({0.5: torch.ones(32)}, "0.5 does not end in the number of a layer"),
+        ({1.0: torch.ones(32)}, "1.0 does not end in the number of a layer"),
+        ({True: torch.ones(32)}, "True does not end in the number of a layer"),
+        ({0: [[1.0] * 32, [1.0] * 31]}, "of layer 0 are no table of numbers, rows of equal length"),
+        ({0: "x"}, "of layer 0 are no table of numbers"),
+        ({0: None}, "of layer 0 are no table of numbers"),
+        ({0: torch.ones(32, dtype=torch.complex64)}, "of layer 0 are complex"),
+        ({0: torch.ones(32), "layer.0": torch.ones(32)}, "'layer.0' is a second name of layer 0"),
         (tmp_path / "none.safetensors", "there is no such file"),
         (__file__, "cannot be read as safetensors"),
     ):
@@ -182,6 +191,14 @@ def test_bases_that_are_none_of_this_model_are_refused_before_a_folder_is_made(t
     with pytest.raises(DataError, match="direction 1 of layer 0 is zero, or a sum of those before it"):
         run_of(policy, tmp_path / "run", {0: torch.ones(2, 32)})
     assert not (tmp_path / "run").exists()
+
+
+def test_names_end_in_the_number_of_a_layer():
+    for name, layer in (("layer.5", 5), ("5", 5), (5, 5), ("model.layers.12", 12), ("blocks/07", 7), ("h_3", 3)):
+        assert directions.layer_of(name) == layer
+    for name in ("layer.-1", "-1", "0.5", ".5", "layer 1.0", "+2", "layer", "", 2.0, None):
+        with pytest.raises(SettingError, match="does not end in the number"):
+            directions.layer_of(name)
 
 
 # -- finding directions

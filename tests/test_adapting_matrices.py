@@ -94,6 +94,19 @@ def test_moments_begin_anew_with_a_round_and_only_for_what_trains(tmp_path):
     assert counts == [{1}, {2}, {1}, {2}, {1}]
 
 
+def test_moments_begin_anew_where_a_setting_changes_the_half_within_a_round(tmp_path):
+    run = run_of("half", tiny_policy(tmp_path / "m"), tmp_path / "run", ROWS[:8], steps=7)
+    run.run(5)
+    run.set(batch_size=2)  # step 6 is the second of round 1, whose half is another than round 2's
+    context = run.engine._context_for(run.engine.live)
+    assert half.round_of(context, 6) == (1, 1)
+    run.run(1)
+    slots = run.engine.state.optim["adamw"]
+    assert set(slots) == set(half.chosen(context, 6)) and {int(one["step"]) for one in slots.values()} == {1}
+    run.run(1)
+    assert {int(one["step"]) for one in run.engine.state.optim["adamw"].values()} == {2}, "it goes on in the same half"
+
+
 def test_a_round_is_an_epoch_and_half_goes_back_and_on(tmp_path):
     def policies():
         return tiny_policy(tmp_path / "m", lora=True)
@@ -119,6 +132,17 @@ def deltas(policy, params) -> dict[str, torch.Tensor]:
         for name in params
         if "lora_A" in name
     }
+
+
+def test_moments_begin_anew_where_a_change_of_steps_changes_the_link(tmp_path):
+    run = run_of("chain_of_lora", tiny_policy(tmp_path / "m", lora=True), tmp_path / "run")
+    run.run(3)
+    run.set(steps=20)
+    counts = []
+    for _ in range(2):
+        run.run(1)
+        counts.append({int(one["step"]) for one in run.engine.state.optim["adamw"].values()})
+    assert run.metrics["link"].iloc[1:].tolist() == [1, 1, 2, 1, 1] and counts == [{1}, {2}]
 
 
 def test_a_chain_equals_training_folding_and_starting_again(tmp_path):
@@ -271,7 +295,7 @@ def test_settings_that_are_changed_later_are_checked_again(tmp_path):
     policy = tiny_policy(tmp_path / "m", lora=True)
     run = run_of("lift", policy, tmp_path / "run", rank=None, others=True)
     run.run(1)
-    run.set(rank=2)
     with pytest.raises(SettingError, match="this policy trains an adapter"):
-        run.run(1)
-    assert run.step == 1
+        run.set(rank=2)
+    run.run(1)
+    assert run.step == 2 and run.engine.settings.rank is None

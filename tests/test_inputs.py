@@ -184,7 +184,9 @@ def test_no_gradient_goes_through_the_embeddings_that_are_mixed_in(tmp_path):
     total = 0.0
     for row, read, start in zip(ROWS, READ, STARTS, strict=True):
         ids, other = torch.tensor([row]), embed(torch.tensor([read])).detach()
-        logits = policy.model(inputs_embeds=0.7 * embed(ids) + 0.3 * other, use_cache=False).logits[0]
+        holes = (ids != torch.tensor([read]))[..., None]  # prompts, and what both have, are no blends
+        mixed = torch.where(holes, 0.7 * embed(ids) + 0.3 * other, embed(ids))
+        logits = policy.model(inputs_embeds=mixed, use_cache=False).logits[0]
         logp = torch.log_softmax(logits, -1)
         total = total + sum(logp[t - 1, row[t]] for t in range(start, len(row)))
     total.backward()

@@ -266,8 +266,10 @@ def test_rows_that_teach_to_judge():
     judge = judges.ModelJudge(tiny_tokenizer(), None)
     example = tokenise.fit_rows(rows[1:2], judge.tokenizer).items[0]
     question = judge._ids(judge.prompt.comparing("2+2=", " 4", " 5", "better"))
-    assert example.ids == question + judge._options((" A", " B"))[0] + [EOS]
+    assert example.ids == question + judge.option_ids((" A", " B"))[0] + [EOS]
     assert [i for i, m in enumerate(example.mask) if m][0] == len(question)
+    with pytest.raises(SettingError, match="does not tell the options ' A' and ' AB' apart"):
+        judge.option_ids((" A", " AB"))
     assert len(judges.judge_rows(pairs, judges.JudgePrompt(principles=("truer", "kinder")), answers=False)) == 4
 
 

@@ -112,7 +112,7 @@ def test_the_greedy_soup_finds_the_middle_and_leaves_what_is_far(full):
 def test_runs_are_members_and_a_stopped_one_is_told(tmp_path):
     run = make_run("sft", tmp_path, steps=2)
     list(run)
-    start = {name: p.clone() for name, p in run.engine._reference().items()}
+    start = {name: p.clone() for name, p in run.engine.reference_params().items()}
     soup = soups.uniform(run.policy, [run, start])
     assert soup.adapter.r == 2 * run.policy.adapter.r
     run.stop()

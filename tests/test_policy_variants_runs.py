@@ -12,6 +12,7 @@ from tests.runs import assert_same_weights, weights
 from workbench import keys
 from workbench.errors import DataError, SettingError
 from workbench.launch import launch
+from workbench.methods import rl_batch
 from workbench.methods.policy import uft
 from workbench.tokenise import prompt as tokenised
 
@@ -157,6 +158,53 @@ def test_aapo_asks_the_reference_and_not_the_policy(policy, tmp_path):
     assert made.advantage == pytest.approx(plain / spread + bonus)
 
 
+def rises(completions, trainer_state, **kwargs):
+    """A reward that knows how far the run is."""
+    return [float(sum(map(ord, text)) % 3 == 0) + trainer_state.global_step for text in completions]
+
+
+@pytest.mark.parametrize("snapshot_steps", [1, 100])
+def test_what_the_reference_earned_is_kept_with_the_run(snapshot_steps, policy, tmp_path):
+    """By another process too, with a snapshot or by replay, where the reward is another one by then."""
+    how = dict(reference_rewards="cached", steps=5, snapshot_steps=snapshot_steps)
+    whole = start("aapo", policy, tmp_path / "whole", wb.Task(ROWS, rewards=[rises]), **how)
+    expected = trained(whole)[-1]
+    earned = [whole.store.load_rollouts(step).columns["reference_reward"] for step in range(1, 6)]
+    assert max(earned[0]) <= 1 and max(map(max, earned[2:])) < 2, "all six rows are drawn in steps 1 and 2"
+    run = start("aapo", policy, tmp_path / "run", wb.Task(ROWS, rewards=[rises]), **how)
+    for step in run:
+        if step.index == 3:
+            break
+    run.stop()
+    again = wb.resume(tmp_path / "run", policy=policy.reset(), rewards={"rises": rises})
+    again.run()
+    assert [again.store.load_rollouts(step).columns["reference_reward"] for step in range(1, 6)] == earned
+    assert_same_weights(weights(again), expected)
+
+
+@pytest.mark.parametrize("change", [{"rewards": {"rises": third}}, {"weights": [2.0]}, {"temperature": 0.5}])
+def test_the_reference_is_asked_again_where_rewards_or_sampling_change(change, policy, tmp_path):
+    run = start("aapo", policy, tmp_path / "run", wb.Task(ROWS, rewards=[rises]), reference_rewards="cached", steps=5)
+    for step in run:
+        if step.index == 3:
+            break
+    run.set(**change)
+    asked, sample = [], type(policy).sample_prompts
+    with pytest.MonkeyPatch.context() as patch:
+        def counted(self, prompts, *args, **kwargs):
+            asked.append(len(prompts))
+            return sample(self, prompts, *args, **kwargs)
+
+        patch.setattr(type(policy), "sample_prompts", counted)
+        run.run()
+    assert asked == [3, 3, 3, 1], "the policy and the reference in step 4; in step 5 one row is new to the reference"
+    before, last = run.engine.state.tensors["aapo_reference"].clone(), run.engine.state.json
+    run.engine.memory.clear()
+    run.rewind(4)
+    run.run()
+    assert torch.equal(run.engine.state.tensors["aapo_reference"], before) and run.engine.state.json == last
+
+
 def test_aapo_teaches_groups_of_equal_rewards(policy, tmp_path):
     def solved(completions, **kwargs):
         return [1.0] * len(completions)
@@ -208,10 +256,29 @@ def test_hints_shorten_and_are_read_with_the_completion(policy, tmp_path):
     assert first.columns["hint"] == whole and first.columns["hint_tokens"] == [4] * 12
     assert [policy.text_of(p[-4:]) for p in first.prompt_ids] == whole
     assert first.prompt_text[0] == f"Say {first.row[0]}:abc{first.row[0]}"
-    assert seen[1] == [hint + text for hint, text in zip(whole, first.text, strict=True)]
-    assert list(first.reward) == [float(len(text) % 2) for text in seen[1]]
+    assert seen[0] == [hint + text for hint, text in zip(whole, first.text, strict=True)], "and once a step"
+    assert list(first.reward) == [float(len(text) % 2) for text in seen[0]] and len(seen) == 3
     assert made[2].columns["hint_tokens"] == [0] * 12, "t = 2 is past T_hint"
     assert run.metrics["hint/share"].tolist()[1:] == [1.0, 1.0, 0.0]
+
+
+def test_what_rewards_log_is_of_hint_and_completion(policy, tmp_path):
+    def reads(completions, log_metric, **kwargs):
+        assert "hint" not in kwargs and "hint_tokens" not in kwargs
+        log_metric("hinted", float(np.mean([text.startswith("abc") for text in completions])))
+        return [0.0] * len(completions)
+
+    settings = dict(hint_steps=1, hint_high=1.0, hint_low=1.0, lr=0.0, steps=3)
+    run = start("uft", policy, tmp_path / "run", wb.Task(ROWS, rewards=[reads]), **settings)
+    run.run()
+    (name,) = [name for name in run.metrics if name.endswith("hinted")]
+    assert run.metrics[name].tolist()[1:] == [1.0, 1.0, 0.0]
+
+
+def test_the_pieces_of_solutions_are_those_of_the_run(policy, tmp_path):
+    run = start("uft", policy, tmp_path / "run")
+    with pytest.raises(SettingError, match="hint_pieces cannot change within a run"):
+        run.set(hint_pieces=2)
 
 
 def test_one_hint_for_a_group_by_the_key_alone(policy, tmp_path):
@@ -263,6 +330,22 @@ def test_relifts_supervised_loss_is_the_mean_over_tokens(policy, tmp_path):
     assert step.metrics["sft/nll"] == pytest.approx(nll, abs=1e-5)
     assert step.metrics["sft/loss"] == pytest.approx(nll - 0.1 * entropy, abs=1e-5)
     assert step.metrics["relift/solve_none"] == 1 and step.metrics["relift/buffer"] == 0
+
+
+def test_supervised_moments_of_another_optimiser_are_dropped(policy, tmp_path):
+    def wrong(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    settings = dict(buffer_size=3, sft_lr=1e-2, steps=3)
+    run = start("relift", policy, tmp_path / "run", wb.Task(ROWS, rewards=[wrong]), **settings)
+    for optim, slots in (("adamw_torch", "adamw"), ("sgd", "sgd"), ("adamw_torch", "adamw")):
+        run.set(optim=optim) if optim != run.settings["optim"] else None
+        for _ in run:
+            break
+        kept = run.engine.state.optim
+        assert kept.keys() == {slots, f"relift_{slots}"}
+    counts = {name: [float(one["step"]) for one in kept[name].values()] for name in ("adamw", "relift_adamw")}
+    assert set(counts["adamw"]) == set(counts["relift_adamw"]) == {1.0}
 
 
 def test_the_entropy_band_warns_when_it_is_left(policy, tmp_path):
@@ -334,3 +417,15 @@ def test_pieces_of_a_solution():
     assert uft.pieces("First. Second one. Third.", 2) == ["First. Second one. ", "Third."]
     assert uft.pieces([*"abcdefg"], 5) == ["a", "bc", "d", "ef", "g"], "cuts at round(i / 5 * 7): 1, 3, 4, 6"
     assert "".join(uft.pieces("one\ntwo three\n", 5)) == "one\ntwo three\n"
+
+
+def test_the_first_of_each_group_in_the_order_of_groups(policy):
+    made = policy.sample(["a", "b", "c", "d", "e"], max_new_tokens=1)
+    made.group = [2, 0, 2, 1, 0]
+    assert rl_batch.first_of_groups(made) == [0, 1, 3]
+
+
+def test_a_reward_name_that_is_taken():
+    rl_batch.check_free(["exploit"], ["right", "explore"], "memory_r_plus")
+    with pytest.raises(SettingError, match="mind adds a reward named 'b', and the task has one.*, or set w=0\\."):
+        rl_batch.check_free(["a", "b"], ["b"], "mind", ", or set w=0")

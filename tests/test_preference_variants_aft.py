@@ -143,6 +143,26 @@ def test_without_the_ranking_it_is_sft_on_the_right_answers(policy, tmp_path):
     assert apart(ours.gradients(right), theirs) < 5e-6
 
 
+@pytest.mark.parametrize("ranking_weight", [0.0, 1.0])
+def test_wrong_answers_are_no_rows_of_the_likelihood(policy, tmp_path, ranking_weight):
+    """By rows, the likelihood is a mean over right answers, whether the wrong ones go through the model or not."""
+    rows = [
+        {"prompt": "Say 1:", "answers": [" one", " two", " three"], "correct": [True, False, False]},
+        {"prompt": "Say 2:", "answers": [" two", " nine, or so"], "correct": [True, False]},
+    ]
+    more = dict(loss_reduction="row", batch_size=2, steps=1)
+    ours = start(policy, rows, tmp_path / "a", ranking_weight=ranking_weight, **more)
+    logprobs = policy.score(["Say 1:", "Say 2:"], [" one<eos>", " two<eos>"]).logprob
+    by_hand = -sum(float(sum(row)) / len(row) for row in logprobs) / 2
+    seen = ours.gradients(rows)
+    expected = by_hand + ranking_weight * seen.metrics["ranking_loss"]
+    assert seen.loss == pytest.approx(expected, rel=1e-5)
+    assert next(iter(ours)).metrics["loss"] == pytest.approx(expected, rel=1e-5)
+    if not ranking_weight:
+        right = [{"prompt": row["prompt"], "completion": row["answers"][0]} for row in rows]
+        assert apart(seen, start(policy, right, tmp_path / "b", "sft", **more).gradients(right)) < 5e-6
+
+
 def test_rows_of_sft_are_sft(policy, tmp_path):
     rows = [{"prompt": q["prompt"], "completion": q["completion"]} for q in questions()]
     with pytest.warns(UserWarning, match="so this is wb.sft"):
@@ -207,6 +227,11 @@ def test_held_out_questions(policy, tmp_path):
 def test_rows_that_cannot_be_used(policy, tmp_path):
     with pytest.raises(DataError, match="Row 0: 2 answers need as many"):
         start(policy, [{"prompt": "p", "answers": ["a", "b"], "correct": [True]}], tmp_path / "a")
+    for answers in (5, math.nan, {"a": 1}):
+        with pytest.raises(DataError, match="Row 0: column 'answers' is .*, not a list of texts"):
+            start(policy, [{"prompt": "p", "completion": "c", "answers": answers, "correct": [1]}], tmp_path / "f")
+    with pytest.raises(DataError, match="Row 0: column 'answers' has 5, neither a text"):
+        start(policy, [{"prompt": "p", "answers": [5], "correct": [1]}], tmp_path / "g")
     with pytest.raises(DataError, match="No row has a right answer"):
         start(policy, [{"prompt": "p", "answers": ["a"], "correct": [0]}], tmp_path / "b")
     with pytest.raises(SettingError, match="packing does not go with aft"):

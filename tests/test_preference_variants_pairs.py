@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.models import EOS, tiny_policy, tiny_tokenizer
+from tests.models import END, EOS, tiny_policy, tiny_tokenizer
 from tests.runs import assert_same_weights, rows_for, weights
 from workbench import methods
 from workbench.data import make as make_rows
@@ -70,6 +70,16 @@ def test_long_over_short_keeps_what_is_right_and_there():
     ]
     with pytest.raises(DataError, match="Row 1 has no 'short_correct'"):
         long_over_short([rows[0], {"prompt": "p", "completion": "x", "short": "y"}])
+    numpy_said = [{**rows[0], "short_correct": value} for value in (np.True_, np.float64(1), np.int64(1), np.False_)]
+    assert len(long_over_short(numpy_said)) == 3
+    for bad, said in (
+        ({"short_correct": "yes"}, "column 'short_correct' is 'yes'; it takes True, False"),
+        ({"short_correct": "1"}, "column 'short_correct' is '1'"),
+        ({"short": 5}, "column 'short' is 5, neither a text nor a list of messages"),
+        ({"short": ["a"]}, r"column 'short' is \['a'\]"),
+    ):
+        with pytest.raises(DataError, match=f"Row 1: {said}"):
+            long_over_short([rows[0], rows[0] | bad])
 
 
 def hand_made() -> Tree:
@@ -126,6 +136,9 @@ def test_flat_answers():
     for row, said in (
         ({"prompt": "p"}, "needs prompt and answers"),
         ({"prompt": "p", "answers": "text", "correct": [1]}, "list of texts"),
+        ({"prompt": "p", "answers": 5, "correct": [1]}, "column 'answers' is 5, not a list of texts"),
+        ({"prompt": "p", "answers": math.nan}, "column 'answers' is nan, not a list of texts"),
+        ({"prompt": "p", "completion": 7}, "column 'completion' has 7, neither a text"),
         ({"prompt": "p", "answers": ["a", "b"], "correct": [1]}, "2 answers need as many"),
         ({"prompt": "p", "answers": ["a"], "correct": [3]}, "correct has 3"),
     ):
@@ -179,6 +192,10 @@ def test_thinkpo_tells_of_rows_it_cannot_use(policy, tmp_path):
     wrong = [{**row, "short_correct": False} for row in chains()]
     with pytest.raises(DataError, match="None of the 8 rows"):
         start("thinkpo", policy, wrong, tmp_path / "a")
+    with pytest.raises(DataError, match="Row 3: column 'short_correct' is 'yes'"):
+        start("thinkpo", policy, [*chains(3), chains()[3] | {"short_correct": "yes"}], tmp_path / "d")
+    with pytest.raises(DataError, match="Row 3: column 'short' is 5"):
+        start("thinkpo", policy, [*chains(3), chains()[3] | {"short": 5}], tmp_path / "e")
     with pytest.raises(DataError, match="has no 'short'"):
         start("thinkpo", policy, [{"prompt": "p", "completion": "c"}], tmp_path / "b")
     with pytest.warns(UserWarning, match="wants the long"):
@@ -206,6 +223,46 @@ def test_steps_in_the_midst_get_no_end_token():
     # a step whose end was cut off keeps its last token
     cut = chain_of_preference.prepare(tiny_tokenizer(), make_rows(STEPS[:1]), make_settings(max_length=5))
     assert [len(cut.items[0].chosen), len(cut.items[0].rejected)] == [2, 3]
+
+
+def talk(prompt: str, chosen: str, rejected: str, **ends) -> dict:
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+        **ends,
+    }
+
+
+def test_steps_of_conversations_get_no_stop_token_of_the_template():
+    """The template ends turns by <end>, which is not the tokenizer's end token."""
+    rows = [
+        talk("Q", "a", "ccc", chosen_ends=False, rejected_ends=False),
+        talk("Q", "x", "y", chosen_ends=True, rejected_ends=False),
+        talk("Q", "x", "z", chosen_ends=None, rejected_ends=True),
+    ]
+    rows.append({key: value for key, value in rows[0].items() if key != "prompt"})
+    for side in ("chosen", "rejected"):  # the prompt within
+        rows[3][side] = [*rows[0]["prompt"], *rows[0][side]]
+    prepare = lambda kept, **given: chain_of_preference.prepare(  # noqa: E731
+        tiny_tokenizer(), make_rows(kept), make_settings(**given)
+    ).items
+    for kept, expected in ((rows[:3], [(False, False), (True, False), (True, True)]), (rows[3:], [(False, False)])):
+        pairs, whole = prepare(kept), prepare(kept, open_steps=False)
+        assert [(pair.chosen[-1] == END, pair.rejected[-1] == END) for pair in pairs] == expected
+        assert all(pair.chosen[-1] == END == pair.rejected[-1] for pair in whole)
+        assert all(
+            one.chosen == two.chosen[: len(one.chosen)] and len(two.chosen) - len(one.chosen) == (not end)
+            for one, two, (end, _) in zip(pairs, whole, expected, strict=True)
+        )
+
+
+@pytest.mark.parametrize("value", ["no", "False", 0, 1.0])
+def test_what_ends_is_said_by_true_or_false(value):
+    rows = [STEPS[0], STEPS[1] | {"rejected_ends": value}]
+    with pytest.raises(DataError, match="row 1 .*'rejected_ends' is .*it takes True"):
+        chain_of_preference.prepare(tiny_tokenizer(), make_rows(rows), make_settings())
+    chain_of_preference.prepare(tiny_tokenizer(), make_rows(rows), make_settings(open_steps=False))
 
 
 def make_settings(**given):

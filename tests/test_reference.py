@@ -67,7 +67,7 @@ def test_dpo_starts_at_log_two_from_any_adapter_and_stays_there(tmp_path):
         run.run(2)
         assert run.metrics.loc[1, "loss"] == pytest.approx(math.log(2), abs=1e-6)
         assert run.metrics.loc[1, "rewards/margins"] == 0
-        assert_same_weights(run.engine._reference(), adapter)
+        assert_same_weights(run.engine.reference_params(), adapter)
     moved = run.metrics.loc[2, "loss"]
     assert abs(moved - math.log(2)) > 1e-4
 
@@ -76,7 +76,7 @@ def test_dpo_starts_at_log_two_from_any_adapter_and_stays_there(tmp_path):
     run.rewind(1)
     run.run(1)
     assert fork.metrics.loc[2, "loss"] == run.metrics.loc[2, "loss"] == moved
-    assert_same_weights(fork.engine._reference(), adapter)
+    assert_same_weights(fork.engine.reference_params(), adapter)
     run.rewind(0)
     run.stop()
     code = (

@@ -7,11 +7,12 @@ import pytest
 
 import workbench as wb
 from workbench.launch import launch
-from workbench.methods import distinct
-from workbench.methods.answers import Answer, Seen
+from workbench.methods import answers, distinct
+from workbench.methods.answers import TAG, Answer, Seen
 from workbench.methods.selftraining import concise, dpo_st, fine_tune_cot, lmsi, rft, star, trice
 from workbench.methods.tiers import TierSettings, targets
 from workbench.rewards import number
+from workbench.sampling.rollouts import Rollouts
 from workbench.tasks.sums import correct, make_rows
 
 SHORT = dict(max_new_tokens=24, lr=1e-3, seed=3, batch_size=4, rows_per_step=16)
@@ -151,6 +152,34 @@ def test_lmsi_writes_the_majority_in_four_formats():
     assert made["direct"] == [("D q0", " 3!")] * 3 and made["bare"] == [("q0", " 3!")] * 3
     strict = Seen(sample.task, lmsi.LmsiSettings(min_consistency=0.61), sample.answers)
     assert lmsi.keep(strict) == []
+
+
+def test_lmsi_lets_nobody_vote_who_was_cut_off():
+    cut = [Answer(f"so 4{'.' * i}", right=False, whole=False) for i in range(3)]
+    settings = lmsi.LmsiSettings(formats=("cot",), cot="C {prompt}")
+    rows = lmsi.keep(seen(settings, [*cut, wrong("so 3")], cut))
+    assert [(row["prompt"], row["completion"]) for row in rows] == [("C q0", "so 3")]
+    strict = lmsi.LmsiSettings(formats=("cot",), min_consistency=0.26)  # 1 of 4: those cut off count among the n
+    assert lmsi.keep(seen(strict, [*cut, wrong("so 3")])) == []
+
+
+def test_lmsi_trains_on_nothing_where_all_are_cut_off(policy, tmp_path):
+    def any_answer(completions, **columns):
+        return [1.0] * len(completions)
+
+    any_answer.extract = lambda text: "7"
+    task = wb.Task(make_rows(3), rewards=[any_answer])
+    run = begun("lmsi", policy, tmp_path / "run", task, n=2, fit_steps=1, max_new_tokens=2)
+    with pytest.raises(wb.RunError, match="kept nothing"):
+        list(run)
+    assert set(run.engine.store.load_rollouts(1).finish_reason) == {"length"}
+
+
+def test_settings_that_decide_nothing_are_said():
+    assert "judge and accept" in lmsi.LmsiSettings().unread({"judge", "accept", "lr"})[0]
+    assert lmsi.LmsiSettings().unread({"start", "lr"}) == []
+    assert "start, loss_type change" in trice.TriceSettings().unread({"loss_type", "start"})[0]
+    assert trice.TriceSettings().unread({"estimator", "lr"}) == []
 
 
 # -- SSR, S3FT -------------------------------------------------------------------------------------------------
@@ -378,6 +407,26 @@ def test_pairs_are_the_least_similar_of_what_is_left():
     looser = dpo_st.DpoStSettings(gold="gold", pairs=9, similarity=0.8)
     assert len(dpo_st.pair_rows(seen(looser, sampled, gold=["a b c d"]))) == 6
     assert distinct.alike({"a", "b"}, {"b", "c"}) == pytest.approx(1 / 3)
+
+
+def test_cut_off_and_unjudged_answers_are_on_no_side_of_a_pair():
+    settings = dpo_st.DpoStSettings(gold=None, pairs=9)
+    sampled = [
+        Answer("a b", tag="sft"), wrong("c d", tag="sft"), wrong("e f", tag="sft", whole=False),
+        wrong("g h", tag="sft", judged=False),
+    ]  # fmt: skip
+    rows = dpo_st.pair_rows(seen(settings, sampled))
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [("a b", "c d")]
+
+
+def test_what_is_seen_says_what_ended_and_what_was_judged():
+    stored = Rollouts(["q"] * 4, ["a"] * 4, ids=[[1]] * 4, row=[0] * 4, sample=[0, 1, 2, 3])
+    stored.finish_reason = ["stop", "stop", "length", "stop"]
+    stored.rewards, stored.columns = {"number": np.array([1.0, 0.0, 1.0, np.nan])}, {TAG: ["sft"] * 4}
+    task = wb.Task([{"prompt": "q", "answer": 0}], rewards=[number])
+    found = answers.seen(task, dpo_st.DpoStSettings(), [stored]).answers[0]
+    assert [answer.right for answer in found] == [True, False, False, False]
+    assert [answer.wrong for answer in found] == [False, True, False, False]
 
 
 def test_rows_for_sft_are_unlike_and_capped():

@@ -15,6 +15,8 @@ import torch
 import workbench as wb
 from tests.models import noisy_adapter
 from tests.runs import assert_same_metrics, assert_same_weights, weights
+from workbench import methods
+from workbench import settings as settings_of
 from workbench.errors import DataError, RunError, SettingError
 from workbench.launch import launch
 from workbench.methods import answers, bootstrap, reference
@@ -306,6 +308,36 @@ def test_rewards_that_change_within_a_round_are_told(policy, tmp_path):
     run.set(rewards=[small])
     with pytest.raises(RunError, match="no reward 'small'.*changed within the round"):
         run.run(1)
+
+
+EVERY = {"rounds", "rows_per_step", "rows_per_round", "fit_steps", "judge", "accept", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("star", {"growth", "template", "hint"}), ("rft", {"template", "gold", "sft_steps"}), ("concise", {"short"}),
+        ("lmsi", {"formats", "cot", "direct", "cue", "target"}), ("ssr", {"tiers", "gold", "template", "rephrase"}),
+        ("s3ft", {"tiers", "gold", "template", "rephrase"}), ("trice", {"hint", "batch_size"}),
+        ("fine_tune_cot", {"template", "chains", "answer", "train_prompt", "target"}),
+        ("dpo_st", {"template", "gold", "sft_steps", "dpo_steps"}),
+    ],
+)  # fmt: skip
+def test_what_phases_and_the_prepared_task_follow_from_is_fixed(name, own):
+    methods.get(name)  # makes its settings known
+    assert EVERY | own == settings_of.fixed(name) - settings_of.fixed("sft") | {"seed"}
+
+
+def test_other_settings_go_on_changing_within_a_run(policy, tmp_path):
+    run = begun("concise", policy, tmp_path / "run", n=2, fit_steps=2)
+    run.run(1)
+    with pytest.raises(SettingError, match="short cannot change within a run"):
+        run.set(short="no question in it")
+    run.set(lr=2e-3, n=3, start="last", temperature=0.9, batch_size=2)
+    list(run)
+    frame = run.rollouts()
+    assert frame.groupby("step").size().tolist() == [6 * 2, 6 * 3]
+    assert run.metrics["learning_rate"].dropna().tolist() == [2e-3] * 2
 
 
 def test_cut_answers_are_never_right():

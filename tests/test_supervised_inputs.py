@@ -100,8 +100,30 @@ def test_a_hole_can_be_the_mask_token():
     assert {b for one in again for b in one if b < 2000} == {77}
     bare = tiny_tokenizer(pad_token=None)
     settings = settings_of.make("masked_thought", {"replace": "mask"})
-    with pytest.raises(SettingError, match="mask token"):
+    with pytest.raises(SettingError, match="has neither"):
         masked_thought.prepare(bare, ROWS, settings)
+    padded = tiny_tokenizer(pad_token="<eos>")  # as loading leaves a tokenizer without one
+    with pytest.raises(SettingError, match="here that is '<eos>', the end token"):
+        masked_thought.prepare(padded, ROWS, settings)
+    masked_thought.prepare(padded, ROWS, settings_of.make("masked_thought", {}))
+    padded.mask_token = "<end>"
+    masked_thought.prepare(padded, ROWS, settings)
+
+
+def test_what_stands_in_holes_can_change_within_a_run_and_is_checked_then(tmp_path):
+    policy = tiny_policy(tmp_path / "model", lora=True)
+    run = run_of("masked_thought", policy, ROWS, tmp_path / "run")
+    run.set(replace="mask")
+    context = run.engine._context_for(run.engine.live)
+    batch = sft.make_batch(run.engine.live.data.items)
+    read, _ = masked_thought.holed(context, batch, 3)
+    pad = policy.tokenizer.pad_token_id
+    assert sum(ids.count(pad) for ids in read) > 0 == sum(ids.count(pad) for ids in batch.sequences)
+    run.set(replace="random")
+    policy.tokenizer.pad_token = policy.tokenizer.eos_token
+    with pytest.raises(SettingError, match="holes would read as ends"):
+        run.set(replace="mask")
+    assert run.engine.settings.replace == "random"
 
 
 def test_the_rate_rises_and_stays():

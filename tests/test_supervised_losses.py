@@ -132,6 +132,14 @@ def test_scores_that_are_none_are_refused(policy, tmp_path, scores, said):
         run_of("iw_sft", policy, rows, tmp_path / "run", score_column="quality")
 
 
+def test_scores_of_which_only_dropped_rows_are_above_0_are_refused(policy, tmp_path):
+    rows = [row | {"score": 0} for row in ROWS[:3]] + [ROWS[3] | {"prompt": "x" * 99, "score": 1}]
+    with pytest.raises(DataError, match="'score' is 0 in all rows that have a token to train on.*max_length=60"):
+        run_of("iw_sft", policy, rows, tmp_path / "run", score_column="score", max_length=60)
+    assert not (tmp_path / "run").exists()
+    list(run_of("iw_sft", policy, rows, tmp_path / "run", score_column="score", max_length=200, steps=1))
+
+
 # -- PoFT
 
 
@@ -310,6 +318,27 @@ def test_discriminative_step_by_step(policy, tmp_path, version):
         assert step.metrics["loss"] == pytest.approx(losses.mean(), rel=2e-5, abs=2e-5)
         assert step.metrics["normaliser"] == pytest.approx(u.mean(), abs=2e-4)
         assert run.engine.state.tensors[NORMALISER].tolist() == pytest.approx(u.tolist(), abs=2e-4)
+
+
+@pytest.mark.parametrize("size, count", ((2, 1), (5, 3)))
+def test_a_row_that_comes_twice_in_a_batch_moves_its_normaliser_twice(policy, tmp_path, size, count):
+    rows, (tau, gamma) = against(rows=count), discriminative.DEFAULTS[2]
+    run = run_of("discriminative", policy, rows, tmp_path / "run", version=2, batch_size=size, steps=1)
+    context = run.engine._context_for(run.engine.live)
+    drawn = [row for row, _ in context.draw(1, size, count)]
+    run.engine.hold()
+    u, seen, losses = np.zeros(count), Counter(), []
+    for row in drawn:
+        texts = rows[row]["negatives"][2 * seen[row] :][:2]
+        seen[row] += 1
+        given = [{"prompt": rows[row]["prompt"], "completion": text} for text in (rows[row]["completion"], *texts)]
+        gold, *mine = (float(values.mean()) for values in logp(policy, given))
+        u[row] = math.log((1 - gamma) * math.exp(u[row]) + gamma * np.exp(np.array(mine) / tau).mean())
+        losses.append(-gold + np.mean(np.exp(np.array(mine) / tau - u[row]) * mine))
+    assert max(seen.values()) == 2
+    step = next(iter(run))
+    assert run.engine.state.tensors[NORMALISER].tolist() == pytest.approx(u.tolist(), abs=2e-4)
+    assert step.metrics["loss"] == pytest.approx(np.mean(losses), rel=2e-5, abs=2e-5)
 
 
 def test_a_row_and_its_negatives_are_a_unit_and_are_drawn_as_one(policy, tmp_path):

@@ -404,3 +404,8 @@ def test_answers_along_familiarity():
     low, high = unfamiliar.by_familiarity(known, texts, correct, bins=2)
     assert (low["n"], low["abstained"], low["wrong"], low["right"]) == (2, 0.5, 0.5, 0.0)
     assert (high["n"], high["right"], high["from"]) == (2, 1.0, 0.5)
+
+
+def test_values_as_messages_quote_them():
+    assert [parts.shown(value) for value in (5, "5", None, ["a"])] == ["5", "'5'", "None", "['a']"]
+    assert len(parts.shown("x" * 200)) < 70 and len(parts.shown(["x"] * 200)) < 70

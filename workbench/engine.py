@@ -185,7 +185,7 @@ class Engine:
             live.settings,
             live.data,
             live.eval_data,
-            self._reference,
+            self.reference_params,
             self.state,
             stored,
             stored=None if self.store is None else self._stored,
@@ -246,7 +246,8 @@ class Engine:
         self._loop = None
         self.hold()
 
-    def _reference(self) -> dict[str, Tensor]:
+    def reference_params(self) -> dict[str, Tensor]:
+        """The parameters that the run began with; loaded once."""
         if self.reference is None:
             self.reference = State.load(self.snapshots.reference, self.policy.device).params
         return self.reference

@@ -78,12 +78,14 @@ def last_logits(model: torch.nn.Module, keep: int, **inputs: Any) -> tuple[Tenso
 @contextmanager
 def blended(model: nn.Module, ids: Tensor, share: float) -> Iterator[None]:
     """Within the block each embedding of a token is (1 - share) of its own and `share` of that of the token which
-    stands in its place in `ids` (P, L). No gradient reaches the embeddings that are mixed in."""
+    stands in its place in `ids` (P, L). No gradient reaches the embeddings that are mixed in. Where `ids` has the token
+    itself, in a prompt say, nothing is mixed in, and the gradient is all of its own."""
     embed = base_of(model).get_input_embeddings()
     own = embed.forward
 
     def mixed(given: Tensor) -> Tensor:
-        return (1 - share) * own(given) + share * own(ids).detach()
+        plain = own(given)
+        return torch.where((ids == given)[..., None], plain, (1 - share) * plain + share * own(ids).detach())
 
     with replaced({embed: mixed}):
         yield

@@ -24,8 +24,8 @@ from workbench.errors import DataError, SettingError
 if TYPE_CHECKING:
     import pandas as pd
 
-NAME = re.compile(r"(?:.*\D)?(\d+)")
-"""of a tensor in a file: it ends in the layer's number"""
+NAME = re.compile(r"(?:.*[^0-9.+-]|.*[A-Za-z_]\.)?([0-9]+)")
+"""of a tensor in a file: it ends in the layer's number, which is no part of a longer one (-1, 0.5)"""
 DEPENDENT = 1e-5
 """of its length: what a direction must have beside those before it"""
 
@@ -170,13 +170,35 @@ def read_file(path: str | Path) -> dict[int, Tensor]:
         found = load_file(str(path))
     except (OSError, SafetensorError) as error:
         raise SettingError(f"basis={str(path)!r} cannot be read as safetensors: {error}.") from error
-    return {layer_of(name): tensor for name, tensor in found.items()}
+    return by_layer(found)
+
+
+def by_layer(given: Mapping[Any, Any]) -> dict[int, Tensor]:
+    """layer -> the directions that stand by a name of it, in float64. Raises SettingError for a name that is none,
+    a layer that has two, and for what are no numbers of one shape."""
+    made: dict[int, Tensor] = {}
+    for name, rows in given.items():
+        if (layer := layer_of(name)) in made:
+            raise SettingError(f"basis: {name!r} is a second name of layer {layer}. Put its directions together.")
+        try:
+            table = torch.tensor(rows, dtype=torch.float64) if isinstance(rows, Sequence) else torch.as_tensor(rows)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise SettingError(
+                f"basis: the directions of layer {layer} are no table of numbers, rows of equal length: {error}."
+            ) from error
+        if table.is_complex():
+            raise SettingError(f"basis: the directions of layer {layer} are complex numbers; they must be real.")
+        made[layer] = table.detach().double()
+    return made
 
 
 def layer_of(name: Any) -> int:
-    """The layer that a name ends in."""
-    if (match := NAME.fullmatch(str(name))) is None:
-        raise SettingError(f"basis: {name!r} does not end in the number of a layer, as 'layer.5' or 5 do.")
+    """The layer that a name ends in; of a whole number, itself."""
+    match = NAME.fullmatch(str(name))
+    if match is None or isinstance(name, (float, bool)):
+        raise SettingError(
+            f"basis: {name!r} does not end in the number of a layer, as 'layer.5' or 5 do; they are counted from 0."
+        )
     return int(match.group(1))
 
 
@@ -184,10 +206,9 @@ def orthonormal(given: Mapping[Any, Any], width: int, known: int) -> dict[int, T
     """layer -> (D, k) orthonormal columns, in float64, that span the given rows (k, D). Raises SettingError where they
     are no directions of a model of `known` layers and this width."""
     made = {}
-    for name, rows in given.items():
-        layer = layer_of(name)
+    for layer, rows in by_layer(given).items():
         check_layers([layer], known)
-        rows = torch.atleast_2d(torch.as_tensor(rows, dtype=torch.float64))  # (k, D)
+        rows = torch.atleast_2d(rows)  # (k, D)
         if rows.dim() != 2 or rows.shape[1] != width:
             turned = " Turn it round (.T)." if rows.dim() == 2 and rows.shape[0] == width else ""
             raise SettingError(

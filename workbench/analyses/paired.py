@@ -183,7 +183,7 @@ def _of_step(run: Run, step: int) -> dict[str, Tensor]:
 
 def _of_start(run: Run) -> dict[str, Tensor]:
     engine = _engine(run)
-    return engine.state.params if engine.store is None else engine._reference()
+    return engine.state.params if engine.store is None else engine.reference_params()
 
 
 def _check_vocabularies(a: Policy, b: Policy) -> None:

@@ -101,7 +101,7 @@ class ModelJudge(Judge):
 
     def _read(self, questions: list[str], options: tuple[str, ...]) -> np.ndarray:
         """(N, 2) the probabilities of the options after each question; NaN where it does not fit."""
-        ends = self._options(options)
+        ends = self.option_ids(options)
         asked = [self._ids(question) for question in questions]
         longest = max(len(end) for end in ends)
         fits = [i for i, ids in enumerate(asked) if self.limit is None or len(ids) + longest <= self.limit]
@@ -119,7 +119,8 @@ class ModelJudge(Judge):
         text = tokenise.prompt(prompt.turns(question), self.tokenizer).text + prompt.lead
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _options(self, options: tuple[str, ...]) -> list[list[int]]:
+    def option_ids(self, options: tuple[str, ...]) -> list[list[int]]:
+        """The token ids of the two options. Raises SettingError where this tokenizer does not tell them apart."""
         ends = [list(self.tokenizer(option, add_special_tokens=False)["input_ids"]) for option in options]
         shorter, longer = sorted(ends, key=len)
         if not shorter or longer[: len(shorter)] == shorter:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from workbench.errors import DataError, RunError, SettingError, did_you_mean
 from workbench.rewards.signature import unwrapped
 from workbench.rewards.text import completion_text
@@ -135,6 +137,14 @@ class Answer:
     """0 .. n - 1 among those of its row and template"""
     whole: bool = True
     """it ended by itself, not at the limit of tokens"""
+    judged: bool = True
+    """there is a reward to judge it by"""
+
+    @property
+    def wrong(self) -> bool:
+        """It was judged, ended, and is not right. One that was cut off, or that nothing judged, is neither: it may only
+        have lacked tokens, and to end where it was cut is not what it did."""
+        return self.judged and self.whole and not self.right
 
 
 @dataclass(frozen=True)
@@ -155,10 +165,17 @@ def seen(task: Task, settings: Any, rollouts: list[Rollouts], tokenizer: Any = N
     """The stored completions of some steps, by row."""
     answers: dict[int, list[Answer]] = {}
     for part in rollouts:
-        verdicts = right(task, part, settings)
+        verdicts, values = right(task, part, settings), part.rewards[settings.judge or task.verdict]
         for i in range(len(part)):
-            whole = part.finish_reason[i] != "length"
-            made = Answer(part.text[i], verdicts[i], part.columns[TAG][i], len(part.ids[i]), part.sample[i], whole)
+            made = Answer(
+                part.text[i],
+                verdicts[i],
+                part.columns[TAG][i],
+                len(part.ids[i]),
+                part.sample[i],
+                whole=part.finish_reason[i] != "length",
+                judged=not np.isnan(values[i]),
+            )
             answers.setdefault(part.row[i], []).append(made)
     return Seen(task, settings, answers, tokenizer)
 

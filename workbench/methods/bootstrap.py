@@ -15,11 +15,16 @@ phase a step belongs to follows from its number and the settings alone; the rows
 rollouts. Nothing is kept but weights, the optimiser's moments and, while a Fit on pairs goes on, its reference.
 
 An answer is right where the task's verdict (or the reward function that `judge` names) gives `accept` or more, and
-where it ended by itself: one that was cut off at the limit of tokens is never trained on.
+where it ended by itself. One that was cut off at the limit of tokens is neither right nor wrong: no row is made of it,
+for a row's text ends with the end token, which was never said.
 
 A Fit starts from the weights that the run began with ("base") or from those that there are ("last"), with a fresh
 optimiser; its learning rate goes over its own steps. Where nothing was kept a RunError says so before anything is
 trained; the run then stands after the sampling and can be rewound and tried with other settings.
+
+Within a run `n`, `start`, learning rates and what a Fit picks by may change, from the next step on. Fixed are the
+settings from which the plan of phases or the prepared task follows (templates, columns, numbers of steps), and what
+counts as right.
 """
 
 from __future__ import annotations
@@ -56,8 +61,9 @@ SAME = "greedy answers of one question are all the same: n=1, or greedy=False."
 class RoundsSettings(SFTSettings):
     """What every method that trains in rounds takes; those of `wb.sft` are the settings of its updates."""
 
-    rounds: int = knob(1, at_least=1)
-    """rounds of sampling and training, where `steps` is not given"""
+    rounds: int = knob(1, at_least=1, fixed=True)
+    """rounds of sampling and training, where `steps` is not given; a run that has begun goes on with
+    run.set(steps=...)"""
     rows_per_step: int = knob(32, at_least=1, fixed=True)
     """rows that a sampling step asks"""
     rows_per_round: int | None = knob(None, at_least=1, fixed=True)
@@ -68,9 +74,9 @@ class RoundsSettings(SFTSettings):
     """updates of a round"""
     start: str = knob("base", choices=("base", "last"))
     """the weights that they start from: those that the run began with ('base'), or those that there are ('last')"""
-    judge: str | None = None
+    judge: str | None = knob(None, fixed=True)
     """the reward function of the task that says whether an answer is right; None: the task's verdict"""
-    accept: float = 1.0
+    accept: float = knob(1.0, fixed=True)
     """the least reward of a right answer"""
 
 
@@ -348,8 +354,9 @@ def _nothing(place: Place, sampled: int) -> str:
     return (
         f"Round {place.round} kept nothing to train on"
         + (f", of what {sampled} sampling steps gave" if sampled else "")
-        + ": see run.rollouts(). Nothing was trained. What helps: easier rows, worked examples in the template, more"
-        " answers a row (n) or more tokens (max_new_tokens); run.rewind(step) and run.set(...) ask again."
+        + ": see run.rollouts(). Nothing was trained. What helps: more answers a row (n) or more tokens"
+        " (max_new_tokens), where run.rewind(step) and run.set(...) ask again; or a new run with easier rows, or"
+        " with worked examples in its template."
     )
 
 

@@ -40,6 +40,8 @@ class Variant:
     check       raises DataError or SettingError, before any work, for a task that the method cannot use
     prompts     the tokenised prompts of the step's drawn rows (state, ctx, index, rows), where they are not the task's
                 own; what must be known of them later is returned as columns of the rollouts, a value a prompt
+    judged      the rollouts as the task's rewards read them, where that is not as they are (rollouts): others, of which
+                nothing is kept but the rewards
     rewarded    after the task's rewards: changes the rollouts in place (state, ctx, index, rollouts): a reward of its
                 own (`rl_batch.add_reward`), tags in `rollouts.columns`, or it returns others, with rows added to groups
     advantages  (N,) of the rollouts, from those that the settings' estimator gives (ctx, rollouts, advantages)
@@ -50,14 +52,15 @@ class Variant:
     how         further arguments of `ctx.learn`: a value head, a scope (state, ctx, index)
     after       more work within the step, once its updates are done (state, ctx, index, rollouts); returns metrics
 
-    `prompts` and `rewarded` happen where completions are sampled; on a replay the stored rollouts have what they made
-    (rewards and columns among it). The others must follow from the state, the step and the rollouts alone.
+    `prompts`, `judged` and `rewarded` happen where completions are sampled; on a replay the stored rollouts have what
+    they made (rewards and columns among it). The others must follow from the state, the step and the rollouts alone.
     """
 
     check: Callable[[Task, Any], None] = lambda task, settings: None
     prompts: Callable[..., tuple[list[tokenise.PromptTokens], dict[str, list]] | None] = (
         lambda state, ctx, index, rows: None
     )
+    judged: Callable[[Rollouts], Rollouts] = lambda rollouts: rollouts
     rewarded: Callable[[State, Context, int, Rollouts], Rollouts | None] = lambda state, ctx, index, rollouts: None
     advantages: Callable[[Context, Rollouts, np.ndarray], np.ndarray] = lambda ctx, rollouts, advantages: advantages
     batch: Callable[..., tuple[update.Batch, dict[str, float]]] = rl_batch.make
@@ -107,7 +110,7 @@ def prepare(tokenizer, task: Task, settings, changes: Variant = PLAIN) -> Prompt
 def loop(state: State, ctx: Context, changes: Variant = PLAIN) -> Iterator[Step]:
     while state.step < ctx.settings.steps:
         index = state.step + 1
-        rollouts, metrics = gather(state, ctx, index, changes.prompts, changes.rewarded)
+        rollouts, metrics = gather(state, ctx, index, changes.prompts, changes.rewarded, changes.judged)
         metrics |= train(state, ctx, rollouts, index, changes)
         metrics |= changes.after(state, ctx, index, rollouts)
         yield Step(index, metrics, rollouts)

@@ -112,11 +112,27 @@ def add_reward(rollouts: Rollouts, name: str, values: np.ndarray) -> None:
 def check_overlong(names: Collection[str], settings: Any) -> None:
     """Raise SettingError where `overlong_cache` would add a reward under a name among `names`."""
     # the settings of a supervised run, which is held to a task, have no such setting
-    if getattr(settings, "overlong_cache", None) is not None and OVERLONG in names:
-        raise SettingError(
-            "overlong_cache adds a reward named 'overlong', and the task has one of that name: rename that"
-            " (rewards={'name': fn}), or leave overlong_cache out."
-        )
+    if getattr(settings, "overlong_cache", None) is not None:
+        check_free([OVERLONG], names, "overlong_cache", ", or leave overlong_cache out")
+
+
+def check_free(names: Collection[str], taken: Collection[str], adder: str, otherwise: str = "") -> None:
+    """Raise SettingError where `adder` would add a reward under one of `names` that is among those `taken`;
+    `otherwise`: what else than another name helps."""
+    for name in names:
+        if name in taken:
+            raise SettingError(
+                f"{adder} adds a reward named {name!r}, and the task has one of that name: rename that"
+                f" (rewards={{'name': fn}}){otherwise}."
+            )
+
+
+def first_of_groups(rollouts: Rollouts) -> list[int]:
+    """The first rollout of each group, in the order in which the groups come."""
+    first: dict[int, int] = {}
+    for i, group in enumerate(rollouts.group):
+        first.setdefault(group, i)
+    return list(first.values())
 
 
 def kl_of_rows(batch: update.Batch) -> tuple[Tensor, float]:

@@ -31,10 +31,11 @@ def gather(
     index: int,
     prompts: Callable[..., object] = lambda state, ctx, index, rows: None,
     rewarded: Callable[..., Rollouts | None] = lambda state, ctx, index, rollouts: None,
+    judged: Callable[[Rollouts], Rollouts] = lambda rollouts: rollouts,
 ) -> tuple[Rollouts, dict[str, float]]:
     """The scored completions that step `index` trains on, and the metrics of all that were sampled for it.
 
-    `prompts`, `rewarded`: see `grpo.Variant`.
+    `prompts`, `rewarded`, `judged`: see `grpo.Variant`.
 
     Rewards, lengths and dead groups are those of everything that was sampled: among the groups that are kept the mean
     reward would say how they were chosen, not how good the policy is. On a replay there are only the kept ones.
@@ -46,7 +47,7 @@ def gather(
     logged: list[dict[str, float]] = []
     alive: list[int] = []
     for number in range(settings.max_sampling_rounds if settings.dynamic_sampling else 1):
-        made, said = _round(state, ctx, index, number, prompts)
+        made, said = _round(state, ctx, index, number, prompts, judged)
         made = rewarded(state, ctx, index, made) or made
         made.group = [group + number * settings.prompts_per_step for group in made.group]
         alive += alive_groups(made)
@@ -89,7 +90,12 @@ def _warn_of_nothing(index: int, made: Rollouts, settings) -> None:
 
 
 def _round(
-    state: State, ctx: Context, index: int, number: int, prompts: Callable[..., object]
+    state: State,
+    ctx: Context,
+    index: int,
+    number: int,
+    prompts: Callable[..., object],
+    judged: Callable[[Rollouts], Rollouts],
 ) -> tuple[Rollouts, dict[str, float]]:
     """Draw, sample and score once; moves the cursor over the prompts."""
     settings = ctx.settings
@@ -100,7 +106,9 @@ def _round(
     others = prompts(state, ctx, index, [row for row, _ in drawn])
     made = sample(ctx, ctx.data, drawn, settings.group_size, purpose, others)
     ctx.check()
-    return made, score(ctx, ctx.data.task, made, state.step).logged_metrics
+    table = score(ctx, ctx.data.task, judged(made), state.step)
+    made.rewards, made.reward = table.parts, table.total
+    return made, table.logged_metrics
 
 
 def alive_groups(rollouts: Rollouts) -> list[int]:

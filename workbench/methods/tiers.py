@@ -24,13 +24,13 @@ class TierSettings(RoundsSettings):
     """where a target may come from, in the order in which it is tried: 'self' (the policy's own answer), 'paraphrase'
     (its rewording of the written one), 'gold' (the written one). 'gold' alone is wb.sft"""
     n: int = knob(1, at_least=1)
-    gold: str = "completion"
+    gold: str = knob("completion", fixed=True)
     """the column with the written answers"""
     greedy: bool = True
     """take the likeliest token each time; False: sample"""
-    template: str = PLAIN
+    template: str = knob(PLAIN, fixed=True)
     """how questions are asked"""
-    rephrase: str = "{prompt}\n{gold}\nThe same answer in other words:"
+    rephrase: str = knob("{prompt}\n{gold}\nThe same answer in other words:", fixed=True)
     """how the policy is asked to say the written answer, {gold}, in its own words"""
 
     def problem(self) -> str | None:

@@ -64,11 +64,13 @@ def aligned(
     """A supervised loss plus `weight` times the mean over questions of `ranking_loss`.
 
     columns: `answer` (B, T), 1 on the tokens of the answer; `question` (B,), the number of the row's question in the
-    update, from 0; `quality` (B,); and what `supervised` reads. All rows of the update come at once: it is coupled.
-    Metrics beside the supervised ones: ranking_loss; scores/right, scores/wrong, the mean log-prob a token of answers
-    of quality 1 and of others; assessment_accuracy, the share of pairs in which the better answer scores higher.
+    update, from 0; `quality` (B,); and what `supervised` reads, whose rows are the answers of quality 1. All rows of
+    the update come at once: it is coupled. Metrics beside the supervised ones: ranking_loss; scores/right,
+    scores/wrong, the mean log-prob a token of answers of quality 1 and of others; assessment_accuracy, the share of
+    pairs in which the better answer scores higher.
     """
-    loss, metrics = supervised(scores, columns, totals)
+    right = columns["quality"] >= 1  # (B,) the rows of `supervised`
+    loss, metrics = supervised(scores, columns, {**totals, "rows": max(float(right.sum()), 1.0)})
     mask = answer_mask(scores, columns)  # (B, T)
     score = (scores.logprob * mask).sum(-1) / mask.sum(-1).clamp(min=1)  # (B,)
     question, quality = columns["question"], columns["quality"]  # (B,)
@@ -77,7 +79,7 @@ def aligned(
     pairs = (question[:, None] == question[None, :]) & (quality[:, None] > quality[None, :])  # (B, B)
     return loss + weight * each.mean(), metrics | {
         "ranking_loss": mean_of(each),
-        "scores/right": mean_over(score, quality >= 1),
-        "scores/wrong": mean_over(score, quality < 1),
+        "scores/right": mean_over(score, right),
+        "scores/wrong": mean_over(score, ~right),
         "assessment_accuracy": mean_over((score[:, None] > score[None, :]).to(score.dtype), pairs),
     }

@@ -14,12 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
-from workbench.errors import DataError, did_you_mean
+import numpy as np
 
-RIGHT = 1.0
-"""an answer is right whose verdict is this or more"""
+from workbench.errors import DataError, did_you_mean
+from workbench.evaluation import RIGHT
+from workbench.transforms.parts import shown
 
 
 def best_over_worst(scores: Sequence[float | None], groups: Sequence[int]) -> list[tuple[int, int]]:
@@ -51,7 +53,7 @@ def long_over_short(
     `short`, for rows whose short answer is not blank and whose `correct` says that it is right.
 
     `correct`: True or False, or a verdict from 0 to 1, of which 1 is right; None (not judged) is not right. All other
-    columns are kept. Raises DataError naming a row without these columns.
+    columns are kept. Raises DataError naming the row that is without these columns, or holds something else in them.
     """
     made = []
     for number, row in enumerate(rows):
@@ -62,6 +64,13 @@ def long_over_short(
                     f"Row {number} has no {name!r}.{near} Long over short needs prompt, {long} (the long answer),"
                     f" {short} and {correct} (whether the short one is right: ask a verifier or a judge)."
                 )
+        if not (row[correct] is None or isinstance(row[correct], (np.bool_, Real))):
+            raise DataError(
+                f"Row {number}: column {correct!r} is {shown(row[correct])}; it takes True, False, a number from 0 to"
+                " 1, or None (not judged)."
+            )
+        if not (row[short] is None or _is_answer(row[short])):
+            raise DataError(f"Row {number}: column {short!r} is {shown(row[short])}, {NO_ANSWER}.")
         if not is_right(row[correct]) or not _written(row[short]):
             continue
         kept = {name: value for name, value in row.items() if name not in (long, short, correct)}
@@ -72,6 +81,14 @@ def long_over_short(
 def is_right(verdict: Any) -> bool:
     """Whether a verdict (a bool, or 0 to 1; None: there is none) says right."""
     return verdict is not None and float(verdict) >= RIGHT
+
+
+NO_ANSWER = "neither a text nor a list of messages; write numbers as text"
+
+
+def _is_answer(value: Any) -> bool:
+    """Whether it is a text or a list of messages."""
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, dict) for one in value))
 
 
 def _written(answer: Any) -> bool:
@@ -218,18 +235,21 @@ def flat_answers(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     for number, row in enumerate(rows):
         if "prompt" not in row or ("completion" not in row and "answers" not in row):
             raise DataError(f"Row {number} needs prompt and answers (a list of texts), or completion, a right answer.")
-        answers, correct = row.get("answers") or [], row.get("correct")
-        if isinstance(answers, str):
-            raise DataError(f"Row {number}: answers must be a list of texts, not one text.")
+        answers, correct = row.get("answers"), row.get("correct")
+        answers = [] if answers is None else answers
+        if not isinstance(answers, (list, tuple)):
+            raise DataError(f"Row {number}: column 'answers' is {shown(answers)}, not a list of texts.")
         if not isinstance(correct or [], (list, tuple)) or len(correct or []) != len(answers):
             raise DataError(
                 f"Row {number}: {len(answers)} answers need as many entries in correct (True or False, or 0 to 1)."
             )
-        each = [(row["completion"], RIGHT)] if row.get("completion") is not None else []
-        each += list(zip(answers, correct or [], strict=True))
+        each = [("completion", row["completion"], RIGHT)] if row.get("completion") is not None else []
+        each += [("answers", *pair) for pair in zip(answers, correct or [], strict=True)]
         kept = {name: value for name, value in row.items() if name not in ("answers", "correct", "completion")}
-        for answer, quality in each:
+        for column, answer, quality in each:
             if quality is not None:
+                if not _is_answer(answer):
+                    raise DataError(f"Row {number}: column {column!r} has {shown(answer)}, {NO_ANSWER}.")
                 made.append({**kept, **_answer(number, row["prompt"], answer, quality)})
     return made
 

@@ -77,8 +77,11 @@ def plain(row: dict[str, Any], column: str, index: int, what: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as messages quote it."""
-    return shorten(repr(value))
+    """A value as messages quote it: a text in quotes, a number without, both cut in the middle where they are long."""
+    if isinstance(value, str):
+        return shorten(value)
+    said = repr(value)
+    return said if len(said) <= 60 else f"{said[:30]} … {said[-30:]}"
 
 
 def segmented(row: dict[str, Any], segments: Sequence[dict[str, Any]]) -> dict[str, Any]:

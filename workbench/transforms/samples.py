@@ -6,10 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from workbench.errors import DataError
+from workbench.evaluation import RIGHT
 from workbench.tasks import Task
-
-RIGHT = 1.0
-"""a sample is right when its verdict is this or more"""
 
 
 def judged(

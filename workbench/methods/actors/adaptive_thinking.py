@@ -113,11 +113,7 @@ def instructed(prompt: Any, words: str) -> Any:
 
 
 def check(task: Any, settings: AdaptiveSettings) -> None:
-    if REWARD in task.reward_names:
-        raise SettingError(
-            f"The task has a reward named {REWARD!r}, and adaptive_thinking adds one of that name. Give it another"
-            " (rewards={'name': fn})."
-        )
+    rl_batch.check_free([REWARD], task.reward_names, "adaptive_thinking")
     if REWARD in task.rows.columns:
         raise SettingError(
             f"The task's rows have a column named {REWARD!r}, where adaptive_thinking notes each completion's mode."
@@ -156,7 +152,8 @@ def batch(
     if not ctx.settings.mode_loss_coef or REWARD not in rollouts.columns:
         return whole, metrics
     sign = {group: s for group, s in signs(rollouts, ctx.data.task, ctx.settings).items() if s}
-    plain = [ctx.data.prompts[rollouts.row[rollouts.group.index(group)]].ids for group in sign]
+    first = [i for i in rl_batch.first_of_groups(rollouts) if rollouts.group[i] in sign]
+    plain = [ctx.data.prompts[rollouts.row[i]].ids for i in first]
     long, short = ctx.data.openings
     sequences = [[*ids, token] for ids in plain for token in (short, long)]
     both = [s for s in sign.values() for _ in range(2)]

@@ -41,6 +41,7 @@ from workbench import advantages, tokenise, update
 from workbench.errors import DataError
 from workbench.methods import grpo, reference, rl_batch
 from workbench.methods.context import Context
+from workbench.methods.rounds import DEAD
 from workbench.objectives import companions, policy_gradient
 from workbench.sampling.rollouts import Rollouts
 from workbench.settings import GRPOSettings
@@ -48,8 +49,6 @@ from workbench.settings.base import knob
 from workbench.state import State
 
 REWARD = "informativeness"
-EQUAL = 1e-8
-"""a group whose rewards have no larger standard deviation teaches nothing"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +114,7 @@ def answers(ctx: Context, rollouts: Rollouts, completions: list[list[int]]) -> u
 def rewarded(state: State, ctx: Context, index: int, rollouts: Rollouts) -> None:
     """R of each completion, in the place of the task's rewards."""
     settings = ctx.settings
-    first = [rollouts.group.index(group) for group in dict.fromkeys(rollouts.group)]
+    first = rl_batch.first_of_groups(rollouts)
     prompts = [tokenise.PromptTokens(rollouts.prompt_text[i], rollouts.prompt_ids[i]) for i in first]
     with reference.in_place(ctx, reference.params(state, ctx)):
         how = {"max_new_tokens": settings.max_new_tokens, "temperature": 0.0, "check": ctx.check}
@@ -142,7 +141,7 @@ def batch(
         return whole, metrics
     reward = torch.from_numpy(np.asarray(rollouts.reward, dtype=np.float64))
     spread = dict(zip(dict.fromkeys(rollouts.group), advantages.spread(reward, rollouts.group).tolist(), strict=True))
-    slope = [0.0 if spread[g] <= EQUAL else 1 / (spread[g] + advantages.STD_FLOOR) for g in rollouts.group]
+    slope = [0.0 if spread[g] <= DEAD else 1 / (spread[g] + advantages.STD_FLOOR) for g in rollouts.group]
     told = answers(ctx, rollouts, rollouts.ids)
     columns = {"slope": slope, "told": list(whole.columns["advantage"])}
     both = rl_batch.accompanied(whole, told.sequences, told.starts, columns)

@@ -32,7 +32,6 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import SettingError
 from workbench.methods import grpo, rl_batch
 from workbench.methods.context import Context
 from workbench.rewards import ngrams
@@ -140,12 +139,7 @@ def scaled(values: Sequence[float | None], earlier: Sequence[float], window: int
 
 def check(task: Any, settings: MemorySettings) -> None:
     ngrams.encoder(settings.encoder)
-    for name in STREAMS:
-        if name in task.reward_names:
-            raise SettingError(
-                f"The task has a reward named {name!r}, and memory_r_plus adds one of that name. Give it another"
-                " (rewards={'name': fn})."
-            )
+    rl_batch.check_free(STREAMS, task.reward_names, "memory_r_plus")
 
 
 def rewarded(state: State, ctx: Context, index: int, rollouts: Rollouts) -> None:

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import SettingError
 from workbench.methods import grpo, rl_batch
 from workbench.methods.context import Context
 from workbench.rewards.turns import one_unit_a_turn, parse, turn_format
@@ -50,13 +49,9 @@ class MindSettings(GRPOSettings):
 
 
 def check(task: Any, settings: MindSettings) -> None:
-    taken = {FORMAT: settings.format_weight, UNIT: settings.unit_weight}
-    for name in task.reward_names:
-        if taken.get(name):
-            raise SettingError(
-                f"The task has a reward named {name!r}, and mind adds one of that name. Give it another"
-                " (rewards={'name': fn}), or set format_weight=0 or unit_weight=0."
-            )
+    for name, setting in ((FORMAT, "format_weight"), (UNIT, "unit_weight")):
+        if getattr(settings, setting):
+            rl_batch.check_free([name], task.reward_names, "mind", f", or set {setting}=0")
 
 
 def rewarded(state: State, ctx: Context, index: int, rollouts: Rollouts) -> None:

@@ -82,8 +82,11 @@ def chosen(ctx: Context, index: int) -> optimiser.Scope | None:
 
 
 def scope(state: State, ctx: Context, index: int) -> optimiser.Scope | None:
-    if ctx.settings.links > 1 and ctx.settings.course(index)[0] == 1:
+    link = ctx.settings.link(index)
+    moved = state.json.get("link", link) != link  # also where `steps` was changed within the run
+    if ctx.settings.links > 1 and (moved or ctx.settings.course(index)[0] == 1):
         optimiser.restart(state)
+    state.json["link"] = link
     return chosen(ctx, index)
 
 

@@ -57,9 +57,7 @@ class AblationSettings(SFTSettings):
         made = dict(given)
         basis = getattr(made.get("basis"), "vectors", made.get("basis"))
         if isinstance(basis, Mapping):
-            made["basis"] = {
-                str(directions.layer_of(layer)): torch.as_tensor(rows).tolist() for layer, rows in basis.items()
-            }
+            made["basis"] = {str(layer): rows.tolist() for layer, rows in directions.by_layer(basis).items()}
         elif isinstance(basis, (str, Path)) and made.get("basis_digest") is None:
             if not Path(basis).is_file():
                 raise SettingError(f"basis={str(basis)!r}: there is no such file.")

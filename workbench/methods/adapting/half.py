@@ -10,7 +10,8 @@ that every layer takes part:
 
 `fraction` other than 0.5 goes the same way; at 1 everything trains, and this is SFT. A bias goes with its matrix.
 With LoRA a target layer's A and B are what a matrix is here: they train or stay together, and nothing need be merged
-between rounds. The optimiser holds moments only of what trains, and begins anew with each round.
+between rounds. The optimiser holds moments only of what trains, and begins anew with each round, or where a changed
+setting (`batch_size` makes an epoch longer or shorter, `fraction` another choice) leaves out what trained before.
 
 Hui et al. 2024, arXiv 2404.18466: fraction 0.5 (0.4 to 0.6 do as well); the choice by category does better than one of
 whole layers or over the whole model. No code of the authors was found; the choice per category is that of a later
@@ -99,7 +100,10 @@ def chosen(ctx: Context, index: int) -> optimiser.Scope | None:
 
 def scope(state: State, ctx: Context, index: int) -> optimiser.Scope | None:
     trained = chosen(ctx, index)
-    if trained is not None and round_of(ctx, index)[1] == 0:
+    if trained is None:
+        return None
+    left = any(name not in trained for slots in state.optim.values() for name in slots)
+    if left or round_of(ctx, index)[1] == 0:
         optimiser.restart(state)
     return trained
 

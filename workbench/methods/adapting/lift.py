@@ -79,7 +79,6 @@ def principal(weight: Tensor, filter_rank: int, count: int) -> Tensor:
 
 
 def scope(state: State, ctx: Context, index: int) -> optimiser.Scope | None:
-    check(ctx.policy, ctx.settings)  # again: a run's settings can be changed
     settings, weights = ctx.settings, matrices(ctx.policy)
     others = {name: None for name in ctx.policy.trainable() if name not in weights} if settings.others else {}
     if settings.rank is None:

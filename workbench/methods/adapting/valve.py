@@ -67,7 +67,6 @@ def _question(example: tokenise.Example) -> tuple[int, ...]:
 
 
 def columns(state: State | None, ctx: Context, examples: Sequence[tokenise.Example]) -> dict[str, list]:
-    check(ctx.policy, ctx.settings)  # again: a run's settings can be changed
     if ctx.settings.strength is not None:
         return {"strength": [ctx.settings.strength] * len(examples)}
     lengths: dict[tuple[int, ...], set[int]] = {_question(example): set() for example in examples}

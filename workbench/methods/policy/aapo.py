@@ -11,8 +11,8 @@ wrong throughout where the reference was right, with -0.2.
 
 `reference_rewards="step"`: as in the authors' code, the reference answers as often as the policy, and the i-th
 completion is held against its i-th answer; both texts and rewards are kept with the rollouts. That doubles the
-sampling. "cached": R' is the mean reward of `group_size` reference answers to the prompt, drawn once for each prompt
-and run; this is ours.
+sampling. "cached": R' is the mean reward of `group_size` reference answers to the prompt, drawn when a step first
+trains on the prompt, and kept with the run until rewards or sampling change; this is ours.
 
 Xiong et al. 2025, "AAPO: Enhance the Reasoning Capabilities of LLMs with Advantage Momentum", arXiv 2505.14264;
 constants are those of the authors' code (both trainers). Their runs: 6 completions, lr 1e-6, temperature 0.7 (1.5B) or
@@ -27,10 +27,11 @@ import numpy as np
 import torch
 
 from workbench import advantages as estimators
+from workbench.evaluation import mean
 from workbench.methods import grpo, reference
 from workbench.methods.evaluate import sample, score
 from workbench.methods.grpo import Variant, variant
-from workbench.methods.policy.demonstrations import check_column
+from workbench.methods.policy.demonstrations import check_no_column
 from workbench.methods.rl_batch import add_overlong
 from workbench.methods.rounds import DEAD
 from workbench.objectives.likelihood import LIKELIHOOD
@@ -38,14 +39,18 @@ from workbench.objectives.policy_gradient import objective
 from workbench.sampling.rollouts import Rollouts
 from workbench.settings import GRPOSettings
 from workbench.settings.base import knob
+from workbench.tasks import Task
 
-REWARD, TEXT = "reference_reward", "reference_completion"
-"""the columns of rollouts that keep what the reference did"""
+REWARD, TEXT, TASK = "reference_reward", "reference_completion", "reference_task"
+"""the columns of rollouts that keep what the reference did, and by which reward functions (a number: see `_number`)"""
 DRAWN_BY = (
     "group_size", "max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "stop_strings",
     "overlong_cache",
 )  # fmt: skip
 """the settings that cached rewards follow from"""
+KNOWN = "aapo_reference"
+"""in `state.tensors`: (rows,) the mean reward of the reference, NaN where none was given, infinite where it was not
+asked; in `state.json`: what those follow from"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +74,11 @@ class AAPOSettings(GRPOSettings):
 
 @dataclass
 class Prompts(grpo.Prompts):
-    """A task, and the mean reward of the reference by row, where it is known. A row's answers are keyed by the row
-    alone: they are the same whenever they are drawn."""
+    """A task with its prompts tokenised."""
 
-    known: dict[int, float] = field(default_factory=dict)
-    drawn_by: tuple = ()
-    """the task whose rewards those are, and the settings they were drawn by"""
+    tasks: dict[int, Task] = field(default_factory=dict)
+    """by number the tasks with the rewards that this process has seen: `run.set` gives a task other functions, which
+    nothing on record tells apart"""
 
 
 def prepare(tokenizer, task, settings) -> Prompts:
@@ -83,8 +87,8 @@ def prepare(tokenizer, task, settings) -> Prompts:
 
 
 def check(task, settings) -> None:
-    check_column(task, REWARD)
-    check_column(task, TEXT)
+    for name in (REWARD, TEXT, TASK):
+        check_no_column(task, name)
 
 
 def rewarded(state, ctx, index, rollouts) -> None:
@@ -94,8 +98,9 @@ def rewarded(state, ctx, index, rollouts) -> None:
     if settings.bonus_low == settings.bonus_high == 0:
         return
     if settings.reference_rewards == "cached":
-        known = _cached(state, ctx, sorted(set(rollouts.row)))
-        rollouts.columns[REWARD] = [known[row] for row in rollouts.row]
+        number = _number(state, ctx)
+        known = _cached(state, ctx, sorted(set(rollouts.row)), number)
+        rollouts.columns |= {REWARD: [known[row] for row in rollouts.row], TASK: [number] * n}
         return
     drawn = [(rollouts.row[i], i) for i in range(0, n, settings.group_size)]
     # the cursor tells rounds of a step apart
@@ -112,17 +117,50 @@ def _answers(state, ctx, drawn: list[tuple[int, int]], purpose: tuple) -> Rollou
     return made
 
 
-def _cached(state, ctx, rows: list[int]) -> dict[int, float]:
-    data = ctx.data
-    how = (data.task, *(getattr(ctx.settings, name) for name in DRAWN_BY))
-    if data.drawn_by != how:  # other rewards or settings since
-        data.known, data.drawn_by = {}, how
-    if missing := [row for row in rows if row not in data.known]:
-        made = _answers(state, ctx, [(row, 0) for row in missing], ("reference",))
-        for i, row in enumerate(missing):
-            rewards = made.reward[i * ctx.settings.group_size : (i + 1) * ctx.settings.group_size]
-            data.known[row] = float(np.nanmean(rewards)) if not np.isnan(rewards).all() else float("nan")
-    return data.known
+def _cached(state, ctx, rows: list[int], number: int) -> dict[int, float]:
+    """By row the mean reward of the reference's answers. They are keyed by the row alone."""
+    known = _kept(state, ctx, number)
+    made = {row: float(known[row]) for row in rows if not torch.isinf(known[row])}
+    if missing := [row for row in rows if row not in made]:
+        reward = _answers(state, ctx, [(row, 0) for row in missing], ("reference",)).reward
+        for row, rewards in zip(missing, reward.reshape(len(missing), -1), strict=True):
+            made[row] = float(np.float32(mean(rewards)))  # as it is kept
+    return made
+
+
+def _number(state, ctx) -> int:
+    """What the reward functions are called in `state.json`: by the number that stands there where they may be those,
+    by another where this process has seen others under it."""
+    task, tasks = ctx.data.task, ctx.data.tasks
+    number = state.json.get(KNOWN, {}).get("task", 0)
+    if tasks.setdefault(number, task) is not task:
+        number = next((n for n, other in tasks.items() if other is task), max(tasks) + 1)
+        tasks[number] = task
+    return number
+
+
+def _follows_from(ctx, number: int) -> dict:
+    """The settings, weights and functions that the reference's rewards follow from."""
+    how = {name: getattr(ctx.settings, name) for name in DRAWN_BY}
+    how["stop_strings"] = list(how["stop_strings"] or ())  # as JSON gives it back
+    return how | {"weights": ctx.data.task.weight_of, "task": number}
+
+
+def _kept(state, ctx, number: int) -> torch.Tensor:
+    """What the run keeps in KNOWN; nothing where rewards or settings are others than those it follows from."""
+    if state.json.get(KNOWN) == _follows_from(ctx, number):
+        return state.tensors[KNOWN].cpu()
+    return torch.full((len(ctx.data.prompts),), torch.inf)
+
+
+def _keep(state, ctx, rollouts: Rollouts, theirs: np.ndarray) -> None:
+    """Keep what the reference earned. Those of groups that dynamic sampling dropped are not in the record of a step,
+    from which a replay makes the state again: they are not kept."""
+    number = rollouts.columns[TASK][0]
+    known = _kept(state, ctx, number).clone()
+    known[torch.tensor(rollouts.row)] = torch.tensor(theirs, dtype=torch.float32)
+    state.tensors[KNOWN] = known
+    state.json[KNOWN] = _follows_from(ctx, number)
 
 
 def bonus(rollouts: Rollouts, settings) -> np.ndarray:
@@ -132,11 +170,13 @@ def bonus(rollouts: Rollouts, settings) -> np.ndarray:
 
 
 def after(state, ctx, index, rollouts) -> dict[str, float]:
-    theirs = np.array(rollouts.columns[REWARD], dtype=np.float64)
+    settings, theirs = ctx.settings, np.array(rollouts.columns[REWARD], dtype=np.float64)
+    if settings.reference_rewards == "cached" and (settings.bonus_low or settings.bonus_high):
+        _keep(state, ctx, rollouts, theirs)
     if np.isnan(theirs).all():
         return {}
     spread = estimators.spread(torch.from_numpy(np.asarray(rollouts.reward, dtype=np.float64)), rollouts.group).numpy()
-    added, group = bonus(rollouts, ctx.settings), np.array(rollouts.group)
+    added, group = bonus(rollouts, settings), np.array(rollouts.group)
     alive = [float(np.abs(added[group == g]).max() > 0) for g in dict.fromkeys(rollouts.group)]
     equal = np.array(alive)[spread <= DEAD]
     return {

@@ -18,6 +18,7 @@ from workbench.errors import DataError, SettingError
 from workbench.methods import grpo
 from workbench.methods.context import Context
 from workbench.methods.evaluate import join, score
+from workbench.methods.rl_batch import first_of_groups
 from workbench.sampling.rollouts import Rollouts
 from workbench.tasks import Task
 
@@ -92,8 +93,7 @@ def into_groups(ctx: Context, made: Rollouts, step: int) -> Rollouts:
     `step`: how many are done.
     """
     made.columns[SHOWN] = [0] * len(made)
-    first = {group: i for i, group in reversed([*enumerate(made.group)])}
-    at = [i for i in first.values() if answer(ctx, made.row[i])]
+    at = [i for i in first_of_groups(made) if answer(ctx, made.row[i])]
     if not at:
         return made
     shown = given(ctx, made, at, lambda i: answer(ctx, made.row[i]))
@@ -118,7 +118,7 @@ def given(ctx: Context, made: Rollouts, at: list[int], ids: Callable[[int], list
     return pick
 
 
-def check_column(task: Task, name: str) -> None:
-    """Raise SettingError where the task has a column that the rollouts need for themselves."""
+def check_no_column(task: Task, name: str) -> None:
+    """Raise SettingError where the task has a column under a name that the rollouts need for themselves."""
     if name in task.rows.columns:
         raise SettingError(f"The task's rows have a column {name!r}, which this method needs for itself: rename it.")

@@ -78,6 +78,8 @@ class ReliftSettings(GRPOSettings):
 def after(state, ctx, index, rollouts) -> dict[str, float]:
     """Put unsolved prompts into the buffer, and train on it once it is full."""
     settings, verdict, solved = ctx.settings, verdicts(ctx, rollouts), right(ctx, rollouts)
+    for other in {row.slots for row in OPTIMISERS.values()} - {OPTIMISERS[settings.optim].slots}:
+        state.optim.pop(f"relift_{other}", None)  # as of the run's own optimiser: see `optimiser.step`
     groups = {g: [i for i, other in enumerate(rollouts.group) if other == g] for g in dict.fromkeys(rollouts.group)}
     unsolved = [at for at in groups.values() if (verdict[at] == settings.failed).all()]
     metrics = {

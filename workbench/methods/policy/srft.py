@@ -8,8 +8,9 @@ the update, through which no gradient flows, the loss is the sum of
     -rho A over the demonstrations' tokens                        rho = p, as if their author had been sure; no clip
     -w2 log p of right completions, + log p of wrong ones         w2 = 0.1 exp(H)
 
-The second and third go into one number by the reduction of `loss_type`. Right is what the task's verdict gives 1 or
-more; a completion without a verdict is left out.
+Every p here, that of the NLL too, is at the sampling `temperature`, as H is. The second and third go into one number
+by the reduction of `loss_type`. Right is what the task's verdict gives 1 or more; a completion without a verdict is
+left out.
 
 Fu et al. 2025, arXiv 2506.19767: 8 completions, lr 1e-6, no KL. The released code is reported to have exp(+H) in w1
 (`imitation_rises`) and to shape rho / (rho + 0.1) (`shaping`); the defaults are the paper's. Its H is "the policy's
@@ -57,7 +58,7 @@ class SRFTSettings(GRPOSettings):
 
 
 def check(task, settings) -> None:
-    demonstrations.check_column(task, demonstrations.SHOWN)
+    demonstrations.check_no_column(task, demonstrations.SHOWN)
 
 
 def rewarded(state, ctx, index, rollouts):

@@ -7,22 +7,21 @@ gathered into n <= 5 pieces. At step t (0 at the first) a prompt gets its first 
 
 one draw for a prompt, keyed by its row and the step. The completions go on from there, and the rewards read hint and
 completion as one. The loss is GRPO's on the completions alone, with 0.001 KL (`beta`), plus 0.001 times the mean over
-all hint tokens of -log p. `hint_schedule`: "binomial"; "uniform" (l even over 0 .. n: the baseline R3, with
-`hint_coef=0` and no end); "stage" (l falls by one every T_hint / (n + 1) steps); `hint_steps=0`: no hints, which is
-GRPO with its KL.
+all hint tokens of -log p; this p, too, is at the sampling `temperature`. `hint_schedule`: "binomial"; "uniform" (l even
+over 0 .. n: the baseline R3, with `hint_coef=0` and no end); "stage" (l falls by one every T_hint / (n + 1) steps);
+`hint_steps=0`: no hints, which is GRPO with its KL.
 
 Liu et al. 2025, "UFT: Unifying Supervised and Reinforcement Fine-Tuning", arXiv 2505.16984; numbers and schedules are
 those of the authors' code: 500 steps, T_hint 300, 4 completions of 256 prompts, lr 1e-6. A prompt's hint is the same
 for its group, so its tokens go through the loss once for the group, which is the mean over its copies. Evaluation has
-no hints: `eval/accuracy` is the curve to trust, as `reward` rises and falls with what is given away. Reward functions
-are called a second time for hinted completions.
+no hints: `eval/accuracy` is the curve to trust, as `reward` rises and falls with what is given away.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -30,12 +29,12 @@ import numpy as np
 from workbench import keys, tokenise, update
 from workbench.errors import DataError
 from workbench.methods import grpo, rl_batch
-from workbench.methods.evaluate import score
 from workbench.methods.grpo import Variant, variant
-from workbench.methods.policy.demonstrations import check_column
+from workbench.methods.policy.demonstrations import check_no_column
 from workbench.objectives import Objective
 from workbench.objectives.demonstrations import with_hints
 from workbench.objectives.policy_gradient import rewards_entropy
+from workbench.sampling.rollouts import Rollouts
 from workbench.settings import GRPOSettings
 from workbench.settings.base import knob
 
@@ -52,7 +51,7 @@ class UFTSettings(GRPOSettings):
     """T_hint: steps with hints; 0: none"""
     hint_schedule: str = knob("binomial", choices=("binomial", "uniform", "stage"))
     """how the number of pieces is drawn"""
-    hint_pieces: int = knob(5, at_least=1)
+    hint_pieces: int = knob(5, at_least=1, fixed=True)
     """the most pieces a solution is gathered into"""
     hint_low: float = knob(0.05, at_least=0.0, at_most=1.0)
     """p at the end of the hints"""
@@ -142,28 +141,23 @@ def _joined(prompt, hint) -> tokenise.PromptTokens:
     return tokenise.PromptTokens(prompt.text + hint.text, prompt.ids + hint.ids) if hint.ids else prompt
 
 
-def rewarded(state, ctx, index, rollouts) -> None:
-    """Score hinted completions again, together with their hints."""
-    at = [i for i, count in enumerate(rollouts.columns[TOKENS]) if count]
-    if not at:
-        return
-    part = rollouts.take(at)
-    hints = [ids[-count:] for ids, count in zip(part.prompt_ids, part.columns[TOKENS], strict=True)]
-    part.text = [hint + text for hint, text in zip(part.columns[HINT], part.text, strict=True)]
-    part.ids = [before + ids for before, ids in zip(hints, part.ids, strict=True)]
-    part.columns = {name: values for name, values in part.columns.items() if name not in (HINT, TOKENS, SHARE)}
-    score(ctx, ctx.data.task, part, state.step)
-    for name, values in part.rewards.items():
-        rollouts.rewards[name][at] = values
-    rollouts.reward[at] = part.reward
+def judged(rollouts: Rollouts) -> Rollouts:
+    """The completions with their hints before them."""
+    hints = zip(rollouts.prompt_ids, rollouts.columns[TOKENS], strict=True)
+    before = [ids[len(ids) - count :] for ids, count in hints]
+    return replace(
+        rollouts,
+        text=[hint + text for hint, text in zip(rollouts.columns[HINT], rollouts.text, strict=True)],
+        ids=[hint + ids for hint, ids in zip(before, rollouts.ids, strict=True)],
+        columns={name: values for name, values in rollouts.columns.items() if name not in (HINT, TOKENS, SHARE)},
+    )
 
 
 def batch(state, ctx, rollouts, updates, advantages_by=None) -> tuple[update.Batch, dict[str, float]]:
     """The completions' batch, and after it each group's hint as a row of its own, whose tokens are all scored."""
     whole, metrics = rl_batch.make(state, ctx, rollouts, updates, advantages_by)
     tokens = rollouts.columns.get(TOKENS, [0] * len(rollouts))
-    first = {group: i for i, group in reversed([*enumerate(rollouts.group)])}
-    at = [i for i in first.values() if tokens[i]]
+    at = [i for i in rl_batch.first_of_groups(rollouts) if tokens[i]]
     counts = [tokens[i] for i in at]
     whole.sequences = whole.sequences + [rollouts.prompt_ids[i] for i in at]
     whole.starts = whole.starts + [len(rollouts.prompt_ids[i]) - tokens[i] for i in at]
@@ -195,8 +189,8 @@ def after(state, ctx, index, rollouts) -> dict[str, float]:
 
 def check(task, settings) -> None:
     for name in (HINT, TOKENS, SHARE):
-        check_column(task, name)
+        check_no_column(task, name)
 
 
-CHANGES = Variant(check=check, prompts=prompts, rewarded=rewarded, batch=batch, objective=objective, after=after)
+CHANGES = Variant(check=check, prompts=prompts, judged=judged, batch=batch, objective=objective, after=after)
 METHOD = variant("uft", UFTSettings, CHANGES, prepare=prepare)

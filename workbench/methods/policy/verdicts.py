@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from workbench import evaluation
 from workbench.methods.context import Context
 from workbench.sampling.rollouts import Rollouts
 
@@ -16,6 +17,5 @@ def verdicts(ctx: Context, rollouts: Rollouts) -> np.ndarray:
 
 
 def right(ctx: Context, rollouts: Rollouts) -> np.ndarray:
-    """(N,) 1.0 for right completions (a verdict of 1 or more), 0.0 for others, NaN for those without a verdict."""
-    made = verdicts(ctx, rollouts)
-    return np.where(np.isnan(made), np.nan, (made >= 1.0).astype(np.float64))
+    """(N,) 1.0 for right completions (`evaluation.RIGHT`), 0.0 for others, NaN for those without a verdict."""
+    return evaluation.right(verdicts(ctx, rollouts))

@@ -11,8 +11,9 @@ steps that the search would have found. Only the tokens of the step are scored: 
     run = wb.method("chain_of_preference")(policy, sibling_steps(trees))
 
 Rows are pairs: prompt, chosen, rejected. `chosen_ends` and `rejected_ends` say whether the answer ends with the step: a
-step in the midst of an answer gets no end token (`open_steps`), or the policy would learn to stop after it. Rows
-without these columns are taken to end. TRL's DPO trainer, which the authors use, ends every step: open_steps=False.
+step in the midst of an answer gets no end token (`open_steps`), nor a chat template's, or the policy would learn to
+stop after it. Rows without these columns, or with None there, are taken to end. TRL's DPO trainer, which the authors
+use, ends every step: open_steps=False.
 
 Defaults: beta 0.2, lr 5e-6, from the authors' script; it also has batch_size=4, a cosine schedule with warm-up, a LoRA
 of rank 8 and three epochs. beta=0.1 with open_steps=False is plain DPO. The search: 10 to 15 candidates, the best 3
@@ -27,13 +28,19 @@ prefix, here siblings alone are compared; texts are compared as they are, withou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from workbench import tokenise
-from workbench.data import Rows
+from workbench.data import Rows, explicit_prompt
 from workbench.data import make as make_rows
+from workbench.errors import DataError
 from workbench.methods import dpo
 from workbench.settings.base import knob
 from workbench.settings.preference import DPOSettings
+from workbench.templates import Chat, template_options
+from workbench.transforms.parts import shown
+
+SIDES = ("chosen", "rejected")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +56,36 @@ class ChainOfPreferenceSettings(DPOSettings):
 def prepare(tokenizer, rows, settings: ChainOfPreferenceSettings) -> dpo.PairData:
     """Pairs of steps as tokens. Raises DataError where a row cannot be used."""
     rows = rows if isinstance(rows, Rows) else make_rows(rows)
-    data = dpo.prepare(tokenizer, rows, settings)
     if not settings.open_steps:
-        return data
-    return replace(data, items=[opened(pair, rows[pair.row], tokenizer.eos_token_id) for pair in data.items])
+        return dpo.prepare(tokenizer, rows, settings)
+    for column in (f"{side}_ends" for side in SIDES if f"{side}_ends" in rows.columns):
+        for index, value in enumerate(rows.column(column)):
+            if not (value is None or isinstance(value, bool)):
+                raise DataError(
+                    f"{rows.where(index)}: column {column!r} is {shown(value)}; it takes True (the answer ends with the"
+                    " step), False, or None (it ends)."
+                )
+    data, chat = dpo.prepare(tokenizer, rows, settings), Chat(tokenizer)
+    return replace(data, items=[opened(pair, rows[pair.row], chat) for pair in data.items])
 
 
-def opened(pair: tokenise.Pair, row: dict, end: int) -> tokenise.Pair:
-    """The pair without the end token that was put after a step in the midst of an answer."""
-    steps = {
-        side: ids[:-1] if not row.get(f"{side}_ends", True) and len(ids) > 1 and ids[-1] == end else ids
-        for side, ids in (("chosen", pair.chosen), ("rejected", pair.rejected))
-    }
+def opened(pair: tokenise.Pair, row: dict, chat: Chat) -> tokenise.Pair:
+    """The pair without the stop token that was put after a step in the midst of an answer."""
+    steps = {side: getattr(pair, side) for side in SIDES}
+    for side, ids in steps.items():
+        if row.get(f"{side}_ends") is False and len(ids) > 1 and ids[-1] == stop_id(row, side, chat):
+            steps[side] = ids[:-1]
     return replace(pair, **steps)
+
+
+def stop_id(row: dict, side: str, chat: Chat) -> int | None:
+    """What ends this side when it is written out: the tokenizer's end token, or the one of the chat template."""
+    row = explicit_prompt(row)
+    if isinstance(row["prompt"], str):
+        return chat.tokenizer.eos_token_id
+    messages: list[dict[str, Any]] = [*row["prompt"], *row[side]]
+    stop = chat.stop(messages, len(messages) - 1, template_options(row))
+    return None if stop is None else chat.tokenizer.convert_tokens_to_ids(stop)
 
 
 METHOD = dpo.variant(

@@ -95,7 +95,7 @@ def prepare(tokenizer, task, settings: SelfJudgmentSettings) -> grpo.Prompts:
     if JUDGE in task.reward_names:
         raise SettingError("self_judgment adds a reward named 'judge', and the task has one: give it another name.")
     made = grpo.prepare(tokenizer, task, settings)
-    ModelJudge(tokenizer, None, asked(settings))._options(settings.judge_options)
+    ModelJudge(tokenizer, None, asked(settings)).option_ids(settings.judge_options)
     return made
 
 

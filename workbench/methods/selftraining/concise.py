@@ -34,7 +34,7 @@ class ConciseSettings(RoundsSettings):
     temperature: float = knob(0.7, above=0.0)
     top_k: int = knob(40, at_least=0)
     top_p: float = knob(0.95, above=0.0, at_most=1.0)
-    short: str | None = None
+    short: str | None = knob(None, fixed=True)
     """a second way to ask: text with {prompt} and, before it, worked examples that are short; None: none"""
 
 

@@ -6,7 +6,8 @@
 
 Pairs of a question: right answers and the written solution on one side, wrong ones on the other; each side loses what
 is too like what it has already (Jaccard's similarity of token sets above `similarity`); of all right-wrong pairs the
-`pairs` least similar are taken. A question without a wrong answer gives none. SFT rows: the written solution and the
+`pairs` least similar are taken. A question without a wrong answer gives none. An answer that was cut off at the limit
+of tokens, or that has no reward, is on neither side. SFT rows: the written solution and the
 right answers that are not too like it or each other, no more a question than the 90th percentile over questions. Pairs
 and rows are made of all rounds so far.
 
@@ -37,14 +38,14 @@ from workbench.settings.base import knob
 class DpoStSettings(RoundsSettings):
     """Self-training with DPO."""
 
-    rounds: int = knob(3, at_least=1)
+    rounds: int = knob(3, at_least=1, fixed=True)
     n: int = knob(5, at_least=1)
     n_fit: int = knob(3, at_least=1)
     """answers sampled for each row from the model that DPO made"""
     temperature: float = knob(0.7, above=0.0)
-    template: str = PLAIN
+    template: str = knob(PLAIN, fixed=True)
     """how questions are asked"""
-    gold: str | None = "completion"
+    gold: str | None = knob("completion", fixed=True)
     """the column with written solutions; None: there are none"""
     sft_steps: int = knob(100, at_least=0, fixed=True)
     """updates on the written solutions before the first round; 0: the policy has learned the task already"""
@@ -97,7 +98,7 @@ def pair_rows(seen: Seen) -> list[dict]:
     for number, row, answers in seen:
         sampled = [answer for answer in answers if answer.tag == "sft"]
         good = unlike(seen, _gold(seen, row) + sorted({answer.text for answer in sampled if answer.right}))
-        bad = unlike(seen, sorted({answer.text for answer in sampled if not answer.right}))
+        bad = unlike(seen, sorted({answer.text for answer in sampled if answer.wrong}))
         pairs = [(alike(a, b), chosen, rejected) for chosen, a in good for rejected, b in bad]
         pairs.sort(key=lambda pair: pair[0])
         prompt = asked(PLAIN, row)

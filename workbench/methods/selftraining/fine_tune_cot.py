@@ -34,15 +34,15 @@ class FineTuneCotSettings(RoundsSettings):
     lr: float = knob(3e-4, at_least=0.0)
     n: int = knob(8, at_least=1)
     temperature: float = knob(0.7, above=0.0)
-    template: str = "{prompt} Let's think step by step."
+    template: str = knob("{prompt} Let's think step by step.", fixed=True)
     """how the teacher is asked"""
-    chains: str | None = None
+    chains: str | None = knob(None, fixed=True)
     """the column with the teacher's chains, a text or a list of texts a row; None: the policy is the teacher"""
-    answer: str | None = None
+    answer: str | None = knob(None, fixed=True)
     """text put after a chain, upon which the answer is given; None: the chain ends in it"""
-    train_prompt: str = PLAIN
+    train_prompt: str = knob(PLAIN, fixed=True)
     """how the student is asked"""
-    target: str = "{completion}"
+    target: str = knob("{completion}", fixed=True)
     """what it learns to say: text with {completion}, the chain, and names of columns"""
 
 

@@ -16,14 +16,16 @@ temperature 0.7, learning rate 5e-5, batch 32; their 10,000 updates are `fit_ste
 what was trained, whose answers are peaked.
 
 What a completion answers is told by the verdict function's `extract` (see `wb.Task`); completions without an answer
-have no vote but count among the n. Of answers with as many votes the one that came first wins. The verdict itself is
-read only for the metrics. Differs: their templates hold few-shot examples; those here are instructions to replace.
+have no vote but count among the n, and so do those that were cut off at the limit of tokens. Of answers with as many
+votes the one that came first wins. The verdict is read only for the metrics of what is solved, and so `judge` and
+`accept` change nothing else here. Differs: their templates hold few-shot examples; those here are instructions to
+replace.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,18 +46,23 @@ class LmsiSettings(RoundsSettings):
     batch_size: int = knob(32, at_least=1)
     n: int = knob(32, at_least=1)
     temperature: float = knob(0.7, above=0.0)
-    formats: tuple[str, ...] = knob(tuple(FORMATS), choices=tuple(FORMATS))
+    formats: tuple[str, ...] = knob(tuple(FORMATS), choices=tuple(FORMATS), fixed=True)
     """in which forms a kept rationale is trained on"""
-    cot: str = "Work it out step by step.\n{prompt}"
+    cot: str = knob("Work it out step by step.\n{prompt}", fixed=True)
     """the chain-of-thought template, by which rationales are sampled; the paper's has worked examples"""
-    direct: str = "Give the answer only.\n{prompt}"
+    direct: str = knob("Give the answer only.\n{prompt}", fixed=True)
     """the template that asks for the answer alone"""
-    cue: str = "{prompt} Let's think step by step."
+    cue: str = knob("{prompt} Let's think step by step.", fixed=True)
     """the question with a cue to think"""
-    target: str = " {answer}"
+    target: str = knob(" {answer}", fixed=True)
     """how an answer alone is written"""
     min_consistency: float = knob(0.0, at_least=0.0, at_most=1.0)
     """leave questions out whose majority is a smaller share of the samples; the paper keeps all"""
+
+    def unread(self, given: Collection[str]) -> list[str]:
+        idle = [name for name in ("judge", "accept") if name in given]
+        said = f"{' and '.join(idle)} changes only the metrics of what is solved: the majority's answer is the label."
+        return [*[said] * bool(idle), *super().unread(given)]
 
 
 def templates(settings: LmsiSettings) -> dict[str, str]:
@@ -86,7 +93,7 @@ def keep(seen: Seen) -> list[dict]:
     settings, extract = seen.settings, extractor(seen.task)
     made = []
     for number, row, answers in seen:
-        found = [extract(answer.text) for answer in answers]
+        found = [extract(answer.text) if answer.whole else None for answer in answers]
         best, share = majority(found)
         if best is None or share < settings.min_consistency:
             continue

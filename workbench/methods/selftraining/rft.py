@@ -36,11 +36,11 @@ class RftSettings(RoundsSettings):
     warmup_steps: int | float = knob(0.03, at_least=0)
     n: int = knob(100, at_least=1)
     temperature: float = knob(0.7, above=0.0)
-    template: str = PLAIN
+    template: str = knob(PLAIN, fixed=True)
     """how questions are asked"""
     key: str = knob("equations", choices=tuple(KEYS))
     """what makes two solutions the same: their 'equations', their 'lines' (in any order) or their whole 'text'"""
-    gold: str | None = None
+    gold: str | None = knob(None, fixed=True)
     """the column with written solutions, which are trained on beside the model's own; None: only its own"""
     sft_steps: int = knob(0, at_least=0, fixed=True)
     """updates on the written solutions before sampling; 0: the policy has learned the task already"""

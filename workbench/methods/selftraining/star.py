@@ -30,7 +30,7 @@ from workbench.settings.base import knob
 class StarSettings(RoundsSettings):
     """STaR: rationales that lead to right answers."""
 
-    rounds: int = knob(4, at_least=1)
+    rounds: int = knob(4, at_least=1, fixed=True)
     lr: float = knob(1e-6, at_least=0.0)
     warmup_steps: int | float = knob(100, at_least=0)
     fit_steps: int = knob(40, at_least=1, fixed=True)
@@ -41,9 +41,9 @@ class StarSettings(RoundsSettings):
     greedy: bool = True
     """take the likeliest token each time; False: sample"""
     max_new_tokens: int = knob(96, at_least=1)
-    template: str = PLAIN
+    template: str = knob(PLAIN, fixed=True)
     """how questions are asked: text with {prompt} and, before it, worked examples"""
-    hint: str | None = HINT
+    hint: str | None = knob(HINT, fixed=True)
     """how they are asked again where no answer was right: with a column of the task that shows the answer; None: they
     are not, and hard questions never teach anything"""
 

@@ -12,7 +12,9 @@ C = sum c'.
 log p is the sum over the tokens of rationale and answer, at the sampling temperature; beta is a number. So a step
 trains on up to 2 M texts with signed weights, +c'/C on what is remembered and -c' beta/C on proposals, added up where
 both are the same text. The variance goes to zero as the model gets it right: where every proposal is right, g is
-exactly 0.
+exactly 0. A rationale that was cut off at the limit of tokens counts as wrong and is never remembered as right; as a
+proposal it stays in the control variate, whose mean is one over all that may be proposed, with log p of the tokens that
+it has.
 
 Phan et al. 2023, "Training Chain-of-Thought via Latent-Variable Inference", arXiv 2312.02179. The paper tunes a soft
 prompt; its batch and learning rate were not found, so those of wb.sft stand.
@@ -20,6 +22,9 @@ prompt; its batch and learning rate were not found, so those of wb.sft stand.
 Differs: the rows of an epoch that do not fill a batch wait for the next one, so that rows of a step are distinct. Where
 g is exactly 0 the optimiser makes no step. The subsample of the 2 M texts is left out. Memory is not kept: each stored
 proposal names the step at which its row's rationale was sampled.
+
+Of the settings that it has from wb.sft and from methods in rounds, `start`, `shuffle_dataset`, `truncation_mode` and
+those of the loss change nothing; `packing`, `rows_per_round` and `n` above 1 are refused.
 """
 
 from __future__ import annotations
@@ -45,6 +50,9 @@ from workbench.state import State
 
 MEMORY = "memory"
 """the column of a proposal: the step at which its row's rationale, as remembered after it, was sampled"""
+IDLE = ("start", "shuffle_dataset", "loss_type", "label_smoothing_factor", "loss_reduction", "truncation_mode")
+IDLE += ("completion_only_loss", "assistant_only_loss")
+"""settings of wb.sft and of rounds that have no say here"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +64,15 @@ class TriceSettings(RoundsSettings):
     n: int = knob(1, at_least=1, at_most=1)
     """proposals a row and step: one"""
     estimator: str = knob("control_variate", choices=("control_variate", "basic"))
-    """of the gradient"""
-    hint: str = HINT
+    """how the gradient is estimated: 'basic' (from remembered rationales alone), or 'control_variate' (less beta times
+    that of each proposal, which has the same mean and less variance)"""
+    hint: str = knob(HINT, fixed=True)
     """how the first rationales are asked for: with a column of the task that shows the answer"""
 
     def unread(self, given: Collection[str]) -> list[str]:
-        idle = ["start changes nothing: each update goes on from the last."]
-        return [*idle * ("start" in given), *super().unread(given)]
+        idle = [name for name in IDLE if name in given]
+        said = f"{', '.join(idle)} changes nothing: updates go on from the last, on summed log-probs."
+        return [*[said] * bool(idle), *super().unread(given)]
 
     def problem(self) -> str | None:
         if self.packing or self.rows_per_round is not None:

@@ -8,7 +8,8 @@ stand in for those: no preference labels, no reward model. With s(y) the log-pro
     u  <- log((1 - g) * exp(u) + g * mean over j of exp(d_j))                     one number a row, 0 at first
     loss = mean over rows of [ -s(y) + mean over j of sg(exp(d_j - u)) * s(y'_j) ]
 
-u is an average of the normaliser that moves each time a row comes up; it is kept, in log space, in `State.tensors`.
+u is an average of the normaliser that moves each time a row comes up (where it does so twice in one batch, which runs
+from one epoch into the next, in turn); it is kept, in log space, in `State.tensors`.
 Rows bring their negatives in a column `negatives`, a list of texts; `sample_negatives(policy, rows, n)` adds it. Each
 epoch takes the next `negatives` ones of the list, and begins again where it ends: give several times as many as epochs.
 
@@ -41,6 +42,7 @@ from workbench.objectives.sequences import discriminated
 from workbench.settings import SFTSettings
 from workbench.settings.base import knob
 from workbench.state import State
+from workbench.transforms.parts import shown
 
 NORMALISER = "discriminative/normaliser"
 DEFAULTS = {1: (1.0, 0.85), 2: (0.3, 0.9)}
@@ -83,7 +85,7 @@ def prepare(tokenizer: Any, rows: Any, settings: DiscriminativeSettings) -> Cont
     for index, texts in enumerate(rows.column("negatives")):
         if not isinstance(texts, list) or len(texts) < wanted or not all(isinstance(t, str) and t for t in texts):
             raise DataError(
-                f"{rows.where(index)}: column 'negatives' is {whole_rows.shown(texts)}; it must be a list of {wanted}"
+                f"{rows.where(index)}: column 'negatives' is {shown(texts)}; it must be a list of {wanted}"
                 f" answers as text, or more (negatives={wanted}). sample_negatives(policy, rows, n={wanted}), from"
                 " workbench.methods.supervised.discriminative, makes one."
             )
@@ -130,8 +132,10 @@ def columns(state: State | None, ctx: Context, examples: Sequence[tokenise.Examp
     if ctx.settings.version == 1:
         apart = apart - scores_of(others, reference.logprobs(state, ctx, others), False)
     apart = apart.reshape(len(golds), wanted)  # d_j of each row
-    before = np.array([known(state, ctx, example) for example in golds])
-    after = normaliser(before, apart, gamma)
+    after, last = np.zeros(len(golds)), {}
+    for place, example in enumerate(golds):  # one after the other: a row may come up twice
+        before = last.get(example.row, known(state, ctx, example))
+        after[place] = last[example.row] = normaliser(np.array([before]), apart[place : place + 1], gamma)[0]
     shares = np.exp(apart - after[:, None]) / wanted
     return {
         "share": [value for row in shares for value in (-1.0, *row)],
@@ -170,8 +174,8 @@ def after(state: State, ctx: Context, batch: update.Batch, index: int) -> dict[s
     if NORMALISER not in state.tensors:
         state.tensors[NORMALISER] = torch.zeros(len(items), device=device)
     rows, values = batch.columns["row"][::unit], batch.columns["normaliser"][::unit]
-    places = [bisect_left(items, row, key=lambda unit: unit[0].row) for row in rows]
-    state.tensors[NORMALISER][places] = torch.tensor(values, dtype=torch.float32, device=device)
+    last = {bisect_left(items, row, key=lambda unit: unit[0].row): u for row, u in zip(rows, values, strict=True)}
+    state.tensors[NORMALISER][list(last)] = torch.tensor(list(last.values()), dtype=torch.float32, device=device)
     shares = [share for share in batch.columns["share"] if share >= 0]
     return {"normaliser": float(np.mean(values)), "negative_weight": float(np.mean(shares)) * ctx.settings.negatives}
 

@@ -13,8 +13,8 @@ without pairs, reward or reference. `gamma=0` is a switch: all w_t are 1 (the fo
 Hua et al. 2024, arXiv 2405.11870. Formula and defaults as in the authors' code (TsinghuaC3I/Intuitive-Fine-Tuning):
 mix 0.2 throughout, gamma 0.95, gradients through w; there RMSprop, lr 5e-7 with cosine and 15 % warm-up, 3 epochs,
 batch 512. Differs: they blend with a frozen copy of the embeddings; here it is the policy's own, which move only where
-the whole model trains, and then by their own part of a blend. Leaves out the linear schedule and the disturbance of the
-mix and the other forms of w that their code has.
+the whole model trains, and then by their own part of a blend, which is all of it where the guess is right. Leaves out
+the linear schedule and the disturbance of the mix and the other forms of w that their code has.
 """
 
 from __future__ import annotations

@@ -72,6 +72,16 @@ def checked(rows: Any, settings: IwSFTSettings, tokenizer: Any) -> Any:
     return rows
 
 
+def prepare(tokenizer: Any, rows: Any, settings: IwSFTSettings) -> tokenise.Examples:
+    made, name = sft.prepare(tokenizer, rows, settings, CHANGES), settings.score_column
+    if name and not any(item.given[name] for item in made.items):
+        raise DataError(
+            f"Column {name!r} is 0 in all rows that have a token to train on, so none can be drawn: the others lose"
+            f" their completion to max_length={settings.max_length}. Raise it, or take truncation_mode='keep_end'."
+        )
+    return made
+
+
 def draw(ctx: Context, index: int) -> list[tokenise.Example]:
     """The rows of a step."""
     if (name := ctx.settings.score_column) is None:
@@ -94,6 +104,5 @@ def objective(settings: IwSFTSettings, index: int) -> Objective:
     return sft.objective(settings, weigh)
 
 
-METHOD = sft.variant(
-    "iw_sft", IwSFTSettings, sft.Variant(rows=checked, draw=draw, columns=columns, objective=objective)
-)
+CHANGES = sft.Variant(rows=checked, draw=draw, columns=columns, objective=objective)
+METHOD = sft.variant("iw_sft", IwSFTSettings, CHANGES, prepare=prepare)

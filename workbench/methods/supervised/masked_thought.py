@@ -12,8 +12,8 @@ than plain SFT's; `eval/loss` of held-out rows is the plain one.
 
 Chen et al. 2024, arXiv 2403.02178. Like the authors' code (ChangyuChen347/MaskedThought): one independent draw a token;
 prompt, attention and labels stay as they are. Differs: `replace="mask"` takes the tokenizer's mask token or, where it
-has none, its pad token, where the authors add a new token to the vocabulary. Leaves out the variant that drops holes
-from attention, too.
+has none, its pad token, where the authors add a new token to the vocabulary; a pad token that is the end token, too, is
+refused, as holes would read as ends. Leaves out the variant that drops holes from attention, too.
 """
 
 from __future__ import annotations
@@ -44,10 +44,15 @@ class MaskedThoughtSettings(SFTSettings):
 
 
 def prepare(tokenizer: Any, rows: Any, settings: MaskedThoughtSettings) -> tokenise.Examples:
-    if settings.replace == "mask" and mask_of(tokenizer) is None:
+    if settings.replace == "mask" and mask_of(tokenizer) in (None, tokenizer.eos_token_id):
+        lacks = (
+            "and the tokenizer has neither"
+            if mask_of(tokenizer) is None
+            else f"and here that is {tokenizer.eos_token!r}, the end token: holes would read as ends"
+        )
         raise SettingError(
-            "wb.method('masked_thought'): replace='mask' needs a mask token or a pad token, and the tokenizer has"
-            " neither. Take replace='random', or set its pad_token."
+            f"wb.method('masked_thought'): replace='mask' needs a mask token or a pad token, {lacks}. Take"
+            " replace='random', or set the tokenizer's mask_token to a token of the vocabulary that has no other use."
         )
     return sft.prepare(tokenizer, rows, settings)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from workbench.data import Rows
 from workbench.errors import DataError
 from workbench.settings import SFTSettings
-from workbench.text import shorten
+from workbench.transforms.parts import shown
 
 
 def problem(settings: SFTSettings, packs: bool = True, loss: bool = True) -> str | None:
@@ -36,8 +35,3 @@ def check_numbers(rows: Rows, column: str, what: str, least: float = -math.inf) 
             bound = "" if least == -math.inf else f" of at least {least:g}"
             raise DataError(f"{rows.where(index)}: column {column!r} is {shown(value)}, not a number{bound}.")
     return rows
-
-
-def shown(value: Any) -> str:
-    """A value as messages quote it."""
-    return shorten(str(value))
