@@ -28,6 +28,11 @@ def texts_of(pool: Rows) -> tuple[list[Any], list[str]]:
     return prompts, completions
 
 
+def text_of(policy: Policy, prompt: Any, index: int) -> str:
+    """A prompt as the model reads it: text as it stands, messages by the chat template. `index`: for errors."""
+    return prompt if isinstance(prompt, str) else policy.tokens_of(prompt, index).text
+
+
 def nll(policy: Policy, pool: Rows) -> np.ndarray:
     """(N,) L(y | x) of each row."""
     prompts, completions = texts_of(pool)

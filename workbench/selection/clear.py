@@ -24,7 +24,7 @@ import numpy as np
 
 from workbench import judges, worker
 from workbench.errors import SettingError
-from workbench.likelihoods import choices, texts_of
+from workbench.likelihoods import choices, text_of, texts_of
 from workbench.policy import Policy
 from workbench.selection import parts
 from workbench.selection.abstention import normalised
@@ -77,7 +77,7 @@ def reflected(policy: Policy, prompts: Sequence[Any], answers: Sequence[str]) ->
     made = np.zeros((len(prompts), len(CHECKS)))
     for j, check in enumerate(CHECKS):
         asked = [
-            check.format(prompt=_said(policy, q, i), answer=y)
+            check.format(prompt=text_of(policy, q, i), answer=y)
             for i, (q, y) in enumerate(zip(prompts, answers, strict=True))
         ]
         p = choices(policy, asked, ("A", "B", "C"))
@@ -125,10 +125,6 @@ def preferred(policy: Policy, prompts: Sequence[Any], first: Sequence[str], seco
     """(N,) the probability that the policy calls `first` the better answer, the mean over both orders."""
     judged = judges.model(policy, least_mass=0.0).prefer(prompts, first, second)
     return np.array([0.5 if p is None else p for p in judged])  # no probability at all: as good as the other
-
-
-def _said(policy: Policy, prompt: Any, index: int) -> str:
-    return prompt if isinstance(prompt, str) else policy.tokens_of(prompt, index).text
 
 
 def _scores(scores: Sequence[float], rows: int) -> np.ndarray:

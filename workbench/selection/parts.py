@@ -21,9 +21,6 @@ from workbench.errors import DataError, SettingError
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-PRICES = ("text", "one forward", "two models", "embeddings", "rollouts", "gradients")
-"""what a score asks for, from the cheapest on"""
-
 
 @dataclass
 class Selection:

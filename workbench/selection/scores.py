@@ -27,10 +27,10 @@ from typing import Any
 
 import numpy as np
 
-from workbench import keys, worker
+from workbench import worker
 from workbench.data import Rows
 from workbench.errors import SettingError, did_you_mean
-from workbench.likelihoods import choices, nll, nll_alone, texts_of
+from workbench.likelihoods import choices, nll, nll_alone, text_of, texts_of
 from workbench.policy import Policy
 from workbench.selection import parts
 from workbench.selection.embeddings import embed
@@ -80,7 +80,7 @@ def ifd(policy: Policy, pool: Rows) -> np.ndarray:
 def selectit(policy: Policy, pool: Rows, ratings: Sequence[str] = RATINGS) -> np.ndarray:
     """(N,) from the probabilities of the digits 1 to 5 after each rating prompt."""
     prompts, completions = texts_of(pool)
-    said = [q if isinstance(q, str) else policy.tokens_of(q, i).text for i, q in enumerate(prompts)]
+    said = [text_of(policy, prompt, i) for i, prompt in enumerate(prompts)]
     made = np.zeros((len(prompts), len(ratings)))
     for j, rating in enumerate(ratings):
         asked = [ASKED.format(rating=rating, prompt=q, completion=y) for q, y in zip(said, completions, strict=True)]
@@ -159,8 +159,3 @@ def pick(policy: Policy, rows: Any, k: int, by: str = "length", seed: int = 0, *
     if by == "ifd" and np.isnan(scores).any():
         notes.append(f"{int(np.isnan(scores).sum())} rows are discarded: their prompt makes them less likely.")
     return Selection(pool, parts.top_k(scores, k), scores, seed, notes)
-
-
-def spread(sizes: int, k: int, seeds: Sequence[int]) -> list[list[int]]:
-    """Random selections by several seeds, the yardstick of all others."""
-    return [parts.random(sizes, k, keys.key("spread", seed)) for seed in seeds]
