@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14 p
 # Seconds: for all tests together, and for one lesson.
 BUDGET := 1200
 LESSON := 300
+BROWSER = $(PY) -m pytest --session-timeout=$(BUDGET) -m browser tests/browser
 
 .DEFAULT_GOAL := help
 .PHONY: help setup new-venv demo lab test lint docs status shots bench browser doctor clean
@@ -63,7 +64,8 @@ lint: $(READY)  ## style, and the rule about who imports whom
 test: $(READY) lint browser  ## lint, then all tests, lessons and browser tests
 	$(PY) -m pytest -n 2 --dist loadfile --session-timeout=$(BUDGET) --nbmake --nbmake-timeout=$(LESSON) \
 		-m "not browser and not bench" tests notebooks $(ARGS)
-	$(PY) -m pytest --session-timeout=$(BUDGET) -m browser tests/browser
+	$(BROWSER) || { test $$? -eq 1 && echo "Once more, those that failed: a machine that stalls fails a page once," \
+		"a fault fails it twice." && $(BROWSER) --last-failed --last-failed-no-failures none; }
 
 docs: $(READY)  ## write the generated pages and tables of docs/ anew, from the source
 	$(PY) -m docs.generator

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -142,6 +143,31 @@ def chromium(tmp_path_factory) -> Iterator[Any]:
         context.close()
 
 
+LOOKS = """() => Promise.race([
+    new Promise(done => requestAnimationFrame(() => done('painting'))),
+    new Promise(done => setTimeout(() => done('not painting for 3 s'), 3000)),
+]).then(painting => ({
+    painting, visible: document.visibilityState, live: document.querySelectorAll('.wb-live').length,
+    views: [...document.querySelectorAll('.wb-live > .wb')].map(view => [view.className, { ...view.dataset }]),
+    kernel: window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status,
+    text: document.body.innerText.slice(0, 1500),
+}))"""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With a failure comes what its page looked like: it cannot be opened any more where it failed."""
+    report = yield
+    page = item.funcargs.get("page") if hasattr(item, "funcargs") else None
+    if report.failed and call.when == "call" and page is not None:
+        try:
+            looks = json.dumps(page.evaluate(LOOKS), indent=1, ensure_ascii=False)
+        except Exception as error:  # whatever a broken page says; the test's own failure is what counts
+            looks = f"the page does not answer: {error}"
+        report.sections.append(("the page", looks))
+    return report
+
+
 @pytest.fixture
 def page(chromium) -> Iterator[Any]:
     """A fresh page; afterwards nothing may have failed in it, and nothing left the machine."""
@@ -152,6 +178,7 @@ def page(chromium) -> Iterator[Any]:
     )
     made.on("console", lambda message: seen.errors.append(message.text) if message.type == "error" else None)
     made.on("pageerror", lambda error: seen.errors.append(str(error)))
+    made.bring_to_front()  # a page behind another paints nothing
     yield made
     hacked = made.evaluate("() => window.hacked")
     made.close()
@@ -173,6 +200,8 @@ def host(page) -> Iterator[Any]:
 @pytest.fixture
 def lab(page, server):
     server.end_kernels()  # of pages that are closed by now
+    for folder in ("runs", "labels"):  # of a test before
+        shutil.rmtree(server.root / folder, ignore_errors=True)
     return Notebook(page, server)
 
 

@@ -50,6 +50,23 @@ def test_curves_grow_while_a_thread_trains_and_a_reload_brings_them_back(lab, pa
     assert page.evaluate(POINTS) >= before
 
 
+ASTRAY = """
+from comm import get_comm_manager
+for comm in get_comm_manager().comms.values():
+    comm._reply_subshell_id = "gone"
+"""
+
+
+def test_a_view_is_heard_where_the_subshell_it_last_spoke_from_is_gone(lab, page):
+    """ipykernel 7.4 answers a comm where it last spoke; after a reload that subshell may be gone."""
+    setup = SETUP.format(name="astray", steps=1, seconds=0, hostile=False)
+    lab.open("astray.ipynb", setup, "show_dashboard(Store('runs/astray'))", ASTRAY).run_all(3)
+    page.wait_for_function(DRAWN, arg=1)
+    lab.save()
+    lab.load()
+    page.wait_for_function(DRAWN, arg=1)
+
+
 BUSY = """
 import time
 from pathlib import Path
@@ -70,7 +87,7 @@ store.set_meta(status="finished")
 def test_a_run_in_a_busy_cell_is_drawn_and_its_end_leaves_a_picture_that_the_notebook_keeps(lab, page, shot):
     lab.open("busy.ipynb", BUSY)
     lab.command("notebook:run-all-cells")
-    page.wait_for_function(DRAWN, arg=1)  # the view's hello waits until the cell ends: its history came unasked
+    page.wait_for_function(DRAWN, arg=1)  # even where the view's hello waits until the cell ends
     first = page.evaluate(POINTS)
     page.wait_for_function(DRAWN, arg=first + 10)
     assert (

@@ -150,6 +150,17 @@ class View(anywidget.AnyWidget):
     def watch(self) -> None:
         """Called when the view is about to be seen."""
 
+    def open(self) -> None:
+        """Open the way to the page; called by the widget itself.
+
+        ipykernel 7.4 hands what the page sends to the subshell that last sent something this way. From a background
+        thread that is whichever subshell worked last: often one that a page opened for a moment when it was reloaded,
+        and what is sent there is lost. The page's own choice is always one that lives.
+        """
+        super().open()
+        if self.comm is not None:
+            self.comm._reply_subshell_for = lambda data, chosen: chosen
+
     def close(self) -> None:
         self._closed.set()
         super().close()

@@ -46,7 +46,6 @@ class Curves:
         version = metrics.version(self.store)  # before reading: what is committed meanwhile counts as new
         if version == self._version:
             return []
-        self._version = version
         self.line = self.store.path_to()
         pieces = []
         branches = "SELECT id, parent, fork_step, (SELECT MAX(step) FROM steps WHERE branch = id) FROM branches"
@@ -57,10 +56,11 @@ class Curves:
             if branch not in self._last:
                 known = parent is not None
                 self._tokens[branch] = metrics.tokens_at(self.store, fork_step, parent) if known else None
+            pieces += self._read(branch, seen, last)
             self._last[branch] = last
             self.step = max(self.step, last)
-            pieces += self._read(branch, seen, last)
         self._read_events()
+        self._version = version  # only now: what could not be read is read the next time
         return pieces
 
     def _read(self, branch: int, seen: int, last: int) -> list[Piece]:

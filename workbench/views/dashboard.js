@@ -18,7 +18,7 @@ class WbDashboard extends WbView {
     this.root.addEventListener("keydown", (event) => this.key(event));
     this.readSoon = wbDebounced(150, (range) => this.readAgain(range));
     this.follow(() => this.later());
-    model.send({ kind: "hello", view: this.view });
+    this.greet();
     this.askForPlotly();
   }
 
@@ -40,6 +40,13 @@ class WbDashboard extends WbView {
     return head;
   }
 
+  // Without the history nothing can be drawn, so it is asked for again where no answer comes.
+  greet(again = 3) {
+    if (this.closed || this.known) return;
+    this.model.send({ kind: "hello", view: this.view });
+    if (again) this.greeting = setTimeout(() => this.greet(again - 1), 5000);
+  }
+
   told(content) {
     if (content.kind === "plotly") this.loadPlotly(content.version, content.buffers[0]);
     if (content.kind === "acted") this.controls.acted(content);
@@ -49,6 +56,7 @@ class WbDashboard extends WbView {
     if (!content.reset && !this.known) return;
     if (!this.known) this.makeTools(content.head.name);
     this.known = true;
+    clearTimeout(this.greeting);
     if (content.reset) this.curves.clear();
     this.curves.line = content.line;
     this.curves.add(content.pieces, content.columns.numbers);
@@ -163,6 +171,7 @@ class WbDashboard extends WbView {
     super.close();
     clearTimeout(this.timer);
     clearTimeout(this.asking);
+    clearTimeout(this.greeting);
     this.readSoon.stop();
     this.controls.close();
     this.board.free(this.plotly);
