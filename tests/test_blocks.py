@@ -16,6 +16,10 @@ USUAL = {
     "llama": ("llama", {}),
     "biases": ("llama", {"attention_bias": True, "mlp_bias": True}),
     "a head for each query": ("llama", {"num_key_value_heads": 4}),
+    "a head for each query, biases": (
+        "llama",
+        {"num_key_value_heads": 4, "attention_bias": True, "mlp_bias": True},
+    ),
     "norms of heads": ("qwen3", {}),
     "a window": ("qwen3", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}),
     "an eager attention": ("llama", {"attn_implementation": "eager"}),
@@ -133,7 +137,7 @@ def test_bytes_are_those_that_are_made(tmp_path):
     policy = policy_of(tmp_path / "m")
     with folded(policy.model):
         made = {
-            forward.args[0].untyped_storage().data_ptr(): forward.args[0].untyped_storage().nbytes()
+            (storage := forward.args[0].data.untyped_storage()).data_ptr(): storage.nbytes()
             for module in policy.model.modules()
             if (forward := module.__dict__.get("forward")) is not None and hasattr(forward, "args")
         }

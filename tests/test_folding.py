@@ -9,6 +9,7 @@ from tests.models import noisy_adapter, tiny_policy
 from workbench import adapters
 from workbench.adapters import folding, sums
 from workbench.adapters.folding import folded
+from workbench.adapters.weights import BLOCK, Weight
 
 IDS = torch.tensor([[5, 9, 200, 31, 7], [3, 3, 80, 1, 0]])
 
@@ -52,9 +53,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("turned", [sums.TURNED, 0])
-def test_folding_changes_no_logit(tmp_path, monkeypatch, case, turned):
-    monkeypatch.setattr(sums, "TURNED", turned)
+@pytest.mark.parametrize("cut", [sums.CUT, 0])
+def test_folding_changes_no_logit(tmp_path, monkeypatch, case, cut):
+    monkeypatch.setattr(sums, "CUT", cut)
     kind, config, changes = CASES[case]
     policy = attached(tmp_path / "m", kind, changes, **config)
     before, plain = state(policy), logits(policy)
@@ -70,12 +71,28 @@ def test_folding_changes_no_logit(tmp_path, monkeypatch, case, turned):
 def test_the_sum_is_that_of_peft(tmp_path):
     policy = attached(tmp_path / "m", use_rslora=True)
     layers = [m for m in policy.model.modules() if type(m) is peft.tuners.lora.Linear]
+    cut = []
     with folded(policy.model):
         for layer in layers:
             expected = layer.get_base_layer().weight + layer.get_delta_weight("default")
             made = layer.forward.args[0]
-            assert torch.allclose(made, expected, rtol=1e-6, atol=1e-7) and made.stride(0) == 1
-    assert len(layers) == 14
+            assert torch.allclose(made.plain(), expected, rtol=1e-6, atol=1e-7)
+            cut.append(made.blocks)
+    assert len(layers) == 14 and cut.count(True) == 8, "keys and values of 16 outputs, and the queries beside them, stay"
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 3), (1,), (0,)])
+def test_a_product_in_blocks_is_the_product(shape):
+    rng = torch.Generator().manual_seed(0)
+    weight, b, a = (torch.randn(n, k, generator=rng, dtype=torch.float64) for n, k in ((96, 7), (96, 2), (2, 7)))
+    x = torch.randn(*shape, 7, generator=rng, dtype=torch.float64)
+    cut, rows = Weight(torch.empty(3, 7, BLOCK, dtype=torch.float64)), Weight(torch.empty(96, 7, dtype=torch.float64))
+    for made in (cut, rows):
+        made.set(weight, [(0.5, b, a), (2.0, b, a)])
+        assert torch.allclose(made.plain(), weight + 2.5 * b @ a, rtol=1e-12)
+        assert torch.allclose(made(x), x @ (weight + 2.5 * b @ a).T, rtol=1e-12, atol=1e-12)
+        assert [part.plain().shape[0] for part in made.split([32, 64])] == [32, 64]
+        assert torch.equal(torch.cat([part.plain() for part in made.split([32, 64])]), made.plain())
 
 
 def test_in_float64_it_is_exact_to_rounding(tmp_path):
@@ -83,7 +100,7 @@ def test_in_float64_it_is_exact_to_rounding(tmp_path):
     policy.model.double()
     plain = logits(policy)
     with folded(policy.model):
-        assert len(replaced(policy)) == 15 and (logits(policy) - plain).abs().max() < 1e-10 * plain.abs().max()
+        assert len(replaced(policy)) == 14 and (logits(policy) - plain).abs().max() < 1e-10 * plain.abs().max()
 
 
 @pytest.mark.parametrize("config", [{"use_dora": True}, {"lora_bias": True, "target_modules": ["q_proj"]}])
@@ -169,9 +186,9 @@ def test_buffers_are_kept_only_while_small(tmp_path, monkeypatch):
     policy = attached(tmp_path / "m")
     layer = next(m for m in policy.model.modules() if type(m) is peft.tuners.lora.Linear)
     with folded(policy.model):
-        first = layer.forward.args[0].data_ptr()
+        first = layer.forward.args[0].data.data_ptr()
     with folded(policy.model):
-        assert layer.forward.args[0].data_ptr() == first
+        assert layer.forward.args[0].data.data_ptr() == first
     monkeypatch.setattr(folding, "KEPT", 0)
     with folded(policy.model):
         pass

@@ -26,8 +26,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from workbench import attention
-from workbench.adapters import sums
 from workbench.adapters.sums import Sum, is_free
+from workbench.adapters.weights import BLOCK, Weight
 from workbench.trunk import base_of
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -59,7 +59,7 @@ def found(model: nn.Module, layers: Mapping[nn.Module, Sum]) -> list[Block]:
 
 
 def forwards(
-    model: nn.Module, built: list[Block], weights: Mapping[nn.Module, list[Tensor]]
+    model: nn.Module, built: list[Block], weights: Mapping[nn.Module, Weight]
 ) -> dict[nn.Module, Any]:
     """By decoder layer another `forward` for it, of those that do what the layer's own does.
 
@@ -96,22 +96,40 @@ class _Norm:
 class _Product:
     """A product with a weight (out, in), and its bias."""
 
-    def __init__(self, weight: Tensor, group: list[Sum]):
+    def __init__(self, weight: Weight, group: list[Sum]):
         self.weight, self.bias = weight, _bias(group)
-        self.turned = weight.t()
 
-    def __call__(self, x: Tensor, base: Tensor | None = None) -> Tensor:
-        """(B, out) for `x` (B, in), added to `base` where there is one."""
-        if base is None:
-            return x @ self.turned if self.bias is None else torch.addmm(self.bias, x, self.turned)
-        made = torch.addmm(base, x, self.turned)
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, out) for `x` (B, in)."""
+        made = self.weight(x)
         return made if self.bias is None else made.add_(self.bias)
+
+    def added(self, x: Tensor, base: Tensor) -> Tensor:
+        """`base` (B, out) and the product."""
+        if self.weight.blocks:
+            made = torch.add(_cut(base), self.weight.apart(x).transpose(0, 1)).flatten(1)
+        else:
+            made = torch.addmm(base, x, self.weight.data.t())
+        return made if self.bias is None else made.add_(self.bias)
+
+    def gated(self, x: Tensor) -> Tensor:
+        """silu of the first half of the outputs, times the second: (B, out / 2)."""
+        if not self.weight.blocks:
+            gate, up = self(x).chunk(2, dim=-1)
+            return silu(gate).mul_(up)
+        made = self.weight.apart(x)
+        if self.bias is not None:
+            made += _cut(self.bias)[:, None]
+        gate, up = made.chunk(2)
+        found = x.new_empty(len(x), len(gate) * BLOCK)
+        torch.mul(silu(gate), up, out=_cut(found).transpose(0, 1))
+        return found
 
 
 class _OneToken:
     """The `forward` of a decoder layer: one token a row here, anything else as the layer does it."""
 
-    def __init__(self, block: Block, weights: Mapping[nn.Module, list[Tensor]]):
+    def __init__(self, block: Block, weights: Mapping[nn.Module, Weight]):
         layer = block.layer
         attention, mlp = layer.self_attn, layer.mlp
         self.own = type(layer).forward.__get__(layer)
@@ -127,7 +145,7 @@ class _OneToken:
         if hasattr(attention, "q_norm"):
             self.inside = _Norm([(attention.q_norm, queries), (attention.k_norm, self.keys)])
         self.qkv, self.out, self.gate_up, self.down = (
-            _Product(sums.joined(weights[owner]), block.groups[owner])
+            _Product(weights[owner], block.groups[owner])
             for owner in (attention, attention.o_proj, mlp, mlp.down_proj)
         )
 
@@ -148,9 +166,8 @@ class _OneToken:
                 **inputs,
             )
         x = hidden_states[:, 0]
-        x = self.out(self._attended(self.before(x), attention_mask, position_embeddings, past_key_values), x)
-        gate, up = self.gate_up(self.between(x)).chunk(2, dim=-1)
-        return self.down(silu(gate).mul_(up), x)[:, None]
+        x = self.out.added(self._attended(self.before(x), attention_mask, position_embeddings, past_key_values), x)
+        return self.down.added(self.gate_up.gated(self.between(x)), x)[:, None]
 
     def _attended(self, x: Tensor, mask: Tensor | None, turn: tuple[Tensor, Tensor], past: Any) -> Tensor:
         """(B, queries * width): what the queries found."""
@@ -193,9 +210,11 @@ class _OneTokenTrunk:
             return self.own(input_ids=input_ids, attention_mask=attention_mask, **inputs)
         x = self.module.embed_tokens(input_ids)
         turn = self.module.rotary_emb(x, position_ids)
-        for layer, kind in self.layers:
-            x = layer(x, ready[kind] if kind in ready else ready[""], turn, past_key_values)
-        return BaseModelOutputWithPast(last_hidden_state=self.last(x), past_key_values=past_key_values)
+        with torch.inference_mode():  # no bookkeeping for gradients; nothing that is made in here is kept
+            for layer, kind in self.layers:
+                x = layer(x, ready[kind] if kind in ready else ready[""], turn, past_key_values)
+            x = self.last(x)
+        return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
 
 
 def _trunk(model: nn.Module, light: Mapping[nn.Module, _OneToken]) -> _OneTokenTrunk | None:
@@ -210,6 +229,11 @@ def _trunk(model: nn.Module, light: Mapping[nn.Module, _OneToken]) -> _OneTokenT
     if len(kinds) != len(module.layers):
         return None
     return _OneTokenTrunk(module, [(light[layer], kind) for layer, kind in zip(module.layers, kinds, strict=True)])
+
+
+def _cut(x: Tensor) -> Tensor:
+    """(..., n) as (..., n / BLOCK, BLOCK), a view."""
+    return x.unflatten(-1, (-1, BLOCK))
 
 
 def _bias(group: list[Sum]) -> Tensor | None:
@@ -268,14 +292,15 @@ class _Past:
 def _is_same(forward: _OneToken) -> bool | None:
     """Whether this and the layer's own forward add the same to random numbers; None: no numbers came out."""
     weight = forward.qkv.weight
+    dtype = weight.data.dtype
     random = torch.Generator().manual_seed(0)
     x, angle, *past = (
-        torch.randn(shape, generator=random, dtype=weight.dtype)
-        for shape in ((3, 1, weight.shape[1]), (3, 1, forward.width // 2), *[(3, forward.keys, 6, forward.width)] * 2)
+        torch.randn(shape, generator=random, dtype=dtype)
+        for shape in ((3, 1, weight.inputs), (3, 1, forward.width // 2), *[(3, forward.keys, 6, forward.width)] * 2)
     )
     turn = tuple(SCALE * f(torch.cat((angle, angle), dim=-1)) for f in (torch.cos, torch.sin))
-    mask = torch.zeros(3, 1, 1, 7, dtype=weight.dtype)
-    mask[1, ..., :2] = torch.finfo(weight.dtype).min
+    mask = torch.zeros(3, 1, 1, 7, dtype=dtype)
+    mask[1, ..., :2] = torch.finfo(dtype).min
     own, mine = (
         f(x, attention_mask=mask, position_embeddings=turn, past_key_values=_Past(*past)) - x
         for f in (forward.own, forward)

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from workbench.adapters import blocks, sums
+from workbench.adapters.weights import Weight
 from workbench.forwards import replaced
 from workbench.memory import free_bytes
 
@@ -45,7 +45,7 @@ def folded(model: nn.Module, tokens: int = PAYS) -> Iterator[None]:
             forwards = {
                 part.layer: partial(_forward, weight, part.bias)
                 for owner, group in groups
-                for part, weight in zip(group, weights[owner], strict=True)
+                for part, weight in zip(group, weights[owner].split([len(p.weight) for p in group]), strict=True)
             }
             with replaced(forwards):
                 forwards |= blocks.forwards(model, built, weights)
@@ -83,8 +83,9 @@ def _size(groups: list[tuple[nn.Module, list[sums.Sum]]]) -> int:
     return sum(part.bytes() for _, group in groups for part in group)
 
 
-def _forward(weight: Tensor, bias: Tensor | None, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
-    return linear(x, weight, bias)
+def _forward(weight: Weight, bias: Tensor | None, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
+    made = weight(x)
+    return made if bias is None else made.add_(bias)
 
 
 def _room(device: torch.device) -> int:
