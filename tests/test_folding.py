@@ -9,7 +9,7 @@ from tests.models import noisy_adapter, tiny_policy
 from workbench import adapters
 from workbench.adapters import folding, sums
 from workbench.adapters.folding import folded
-from workbench.adapters.weights import BLOCK, Weight
+from workbench.adapters.products import BLOCK, Weight
 
 IDS = torch.tensor([[5, 9, 200, 31, 7], [3, 3, 80, 1, 0]])
 
@@ -78,7 +78,7 @@ def test_the_sum_is_that_of_peft(tmp_path):
             made = layer.forward.args[0]
             assert torch.allclose(made.plain(), expected, rtol=1e-6, atol=1e-7)
             cut.append(made.blocks)
-    assert len(layers) == 14 and cut.count(True) == 8, "keys and values of 16 outputs, and the queries beside them, stay"
+    assert len(layers) == 14 and cut.count(True) == 8, "keys and values have 16 outputs, and queries go with them"
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3), (1,), (0,)])

@@ -100,9 +100,9 @@ def test_a_hole_changes_only_what_comes_after_it(policies):
 
 def test_a_policy_that_nothing_was_asked_of_yet_can_be_blended(tmp_path):
     policy = tiny_policy(tmp_path / "one")
-    assert policy.model not in trunk._known
+    assert policy.model not in trunk._kinds.known
     first = scored(policy, inputs=READ, share=0.3)
-    assert trunk._known[policy.model] is not None, "the model was tried with blended embeddings"
+    assert trunk._kinds.known[policy.model] is not None, "the model was tried with blended embeddings"
     assert torch.equal(first, scored(policy, inputs=READ, share=0.3))
 
 

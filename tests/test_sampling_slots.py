@@ -209,7 +209,7 @@ def test_sliding_windows_alone_and_eager_attention(tmp_path, monkeypatch):
         plain = without_a_cache(policy, monkeypatch, n=2)
         for attention in ("sdpa", "eager"):
             policy.model.set_attn_implementation(attention)
-            fitting._known.clear()
+            fitting._reasons.known.clear()
             assert decoder.why_plain(policy.model, 0) is None
             assert_same(drawn(policy, n=2), plain)
 

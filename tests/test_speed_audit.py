@@ -140,9 +140,9 @@ def test_weights_that_are_no_numbers_say_nothing_about_the_model(tmp_path):
     policy.hold({name: torch.full_like(p, torch.nan) for name, p in policy.params().items()}, "astray")
     with pytest.raises(RunError, match="not numbers"):
         policy.sample("a", n=1, max_new_tokens=2)
-    assert policy.model not in fitting._known
+    assert policy.model not in fitting._reasons.known
     policy.reset().sample("a", n=1, max_new_tokens=2)
-    assert fitting._known[policy.model] is None
+    assert fitting._reasons.known[policy.model] is None
 
 
 @pytest.mark.parametrize("given", [[""], ["a", ""]])

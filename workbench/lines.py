@@ -12,23 +12,21 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from workbench import packing
+from workbench.trials import Once
 from workbench.trunk import base_of
 
 LEAK = 0.2
 """of the change that reading two documents as one makes: less than that is rounding"""
-_known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_apart: Once[bool] = Once()
 
 
 def kept_apart(policy) -> bool:
     """Whether the policy's model keeps documents of one line apart; tried once for each model and adapter."""
-    if policy.model not in _known:
-        _known[policy.model] = _takes_positions(policy.model) and _try(policy)
-    return _known[policy.model]
+    return _apart(policy.model, lambda: _tried(policy) if _takes_positions(policy.model) else (False, True))
 
 
 def of(policy, lengths: Sequence[int], given: Sequence[int] | None, padding_free: bool) -> list[int] | None:
@@ -47,8 +45,8 @@ def _takes_positions(model: nn.Module) -> bool:
     return "position_ids" in inspect.signature(base_of(model).forward).parameters
 
 
-def _try(policy) -> bool:
-    """Scores three documents in two lines and alone; the difference must be rounding.
+def _tried(policy) -> tuple[bool, bool]:
+    """Scores three documents in two lines and alone; the difference must be rounding. And whether that is certain.
 
     What would not be rounding is measured too: the first two documents read as one.
     """
@@ -58,4 +56,4 @@ def _try(policy) -> bool:
         laid = policy.token_scores(documents, [1, 1, 1], lines=[0, 0, 1]).logprob.double()
         merged = policy.token_scores([documents[0] + documents[1]], [len(documents[0]) + 1]).logprob.double()
     effect = (merged[0] - alone[1, : merged.shape[1]]).norm()
-    return bool((laid - alone).norm() <= LEAK * effect)
+    return bool((laid - alone).norm() <= LEAK * effect), bool(alone.isfinite().all())

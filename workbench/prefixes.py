@@ -10,12 +10,12 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Sequence
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from workbench import attention, trunk
+from workbench import attention, out_of_memory, trunk
+from workbench.trials import Once
 
 PROMPT = 4
 """tokens: shorter prompts are not worth sharing"""
@@ -23,7 +23,7 @@ CLOSE = 1e-3
 """of what the beginning of a prompt does to the log-probs: more is not rounding"""
 CLOSE_IN_HALF = 0.2
 """the same in 16 bits"""
-_known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_takes: Once[bool] = Once()
 
 
 def of(policy, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> list[int] | None:
@@ -48,9 +48,7 @@ def of(policy, sequences: Sequence[Sequence[int]], starts: Sequence[int]) -> lis
 def takes_spans(policy) -> bool:
     """Whether the policy's model gives the same numbers with rows in one line; tried once for each model and
     adapter."""
-    if policy.model not in _known:
-        _known[policy.model] = _can_be_tried(policy.model) and _tried(policy)
-    return _known[policy.model]
+    return _takes(policy.model, lambda: _tried(policy) if _can_be_tried(policy.model) else (False, True))
 
 
 def _can_be_tried(model: nn.Module) -> bool:
@@ -62,8 +60,8 @@ def _can_be_tried(model: nn.Module) -> bool:
     return passes_on and {"position_ids", "attention_mask"} <= set(taken)
 
 
-def _tried(policy) -> bool:
-    """Scores rows of two prompts in one line and padded; the difference must be rounding.
+def _tried(policy) -> tuple[bool, bool]:
+    """Scores rows of two prompts in one line and padded; the difference must be rounding. And whether that is certain.
 
     What would not be rounding is measured too: the rows without the beginning of their prompts.
     """
@@ -75,10 +73,10 @@ def _tried(policy) -> bool:
         alone = policy.token_scores(rows, starts).logprob.double()
         try:
             flat = policy.token_scores(rows, starts, groups=groups).logprob.double()
-        except torch.OutOfMemoryError:
-            raise
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-            return False  # a model whose attention is called in another way stumbles in ways nobody can list
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if out_of_memory.recognised(error):
+                raise
+            return False, True  # a model whose attention is called in another way stumbles in ways nobody can list
         cut = policy.token_scores([row[2:] for row in rows], [start - 2 for start in starts]).logprob.double()
     close = CLOSE if trunk.base_of(policy.model).dtype in (torch.float32, torch.float64) else CLOSE_IN_HALF
-    return bool((flat - alone).norm() <= close * (cut - alone).norm())
+    return bool((flat - alone).norm() <= close * (cut - alone).norm()), bool(alone.isfinite().all())

@@ -14,16 +14,16 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from workbench.forwards import replaced
+from workbench.trials import Once
 
 CLOSE = 1e-3
 """of the largest logit: more is not rounding"""
-_known: WeakKeyDictionary[nn.Module, type | None] = WeakKeyDictionary()
+_kinds: Once[type | None] = Once()
 """what the trunk of a model returns; None: it cannot be cut in two"""
 
 
@@ -50,9 +50,7 @@ class Trunk:
 def of(model: nn.Module) -> Trunk | None:
     """The halves of `model`, a transformers model or a peft model around one; None where it cannot be cut in two: its
     trunk is not a module of its own, or an adapter puts virtual tokens before the text."""
-    if model not in _known:
-        _known[model] = _tried(model)
-    kind = _known[model]
+    kind = _kinds(model, lambda: _tried(model))
     return None if kind is None else Trunk(model, kind)
 
 
@@ -99,15 +97,16 @@ def has_dropout(model: torch.nn.Module) -> bool:
     return any(isinstance(m, torch.nn.modules.dropout._DropoutNd) and m.p > 0 for m in model.modules())
 
 
-def _tried(model: nn.Module) -> type | None:
+def _tried(model: nn.Module) -> tuple[type | None, bool]:
+    """What the trunk returns, and whether that is certain."""
     base = base_of(model)
     for config in getattr(model, "peft_config", {}).values():
         if config.is_prompt_learning or getattr(config, "alora_invocation_tokens", None) is not None:
-            return None
+            return None, True
     inner = getattr(base, "base_model", base)
     taken = inspect.signature(base.forward).parameters
     if inner is base or getattr(base.config, "is_encoder_decoder", False) or "inputs_embeds" not in taken:
-        return None
+        return None, True
     device = next(model.parameters()).device
     vocabulary = base.config.get_text_config().vocab_size
     ids = torch.tensor([[(7 * i + 1) % vocabulary for i in range(5)]], device=device)
@@ -117,11 +116,11 @@ def _tried(model: nn.Module) -> type | None:
         with torch.no_grad():
             output = inner(input_ids=ids, use_cache=False)
             if not torch.is_tensor(getattr(output, "last_hidden_state", None)):
-                return None
+                return None, True
             parts = Trunk(model, type(output)).logits(output.last_hidden_state[0])
             whole = model(input_ids=ids, use_cache=False).logits[0]
     finally:
         for module in training:
             module.training = True
     same = whole.shape == parts.shape and (whole - parts).abs().max() <= CLOSE * whole.abs().max()
-    return type(output) if same else None
+    return type(output) if same else None, bool(whole.isfinite().all())

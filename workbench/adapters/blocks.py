@@ -13,11 +13,11 @@ prompts take the model's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import sqrt
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +26,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from workbench import attention
+from workbench.adapters.products import BLOCK, Weight
 from workbench.adapters.sums import Sum, is_free
-from workbench.adapters.weights import BLOCK, Weight
+from workbench.trials import Once
 from workbench.trunk import base_of
 
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -39,7 +40,7 @@ CLOSE = {torch.float32: 1e-4, torch.float64: 1e-9}
 """of the largest number that a layer adds to its input: more is not rounding"""
 SCALE = 8.0
 """queries and keys of a trial are so much larger, for a soft cap or a window to show"""
-_known: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+_same: Once[bool] = Once()
 """by decoder layer: whether its own forward gives the same"""
 
 
@@ -66,17 +67,12 @@ def forwards(
     `weights`: what `sums.made` gave for each group. While this runs, the layers' products must have these weights.
     """
     light = {block.layer: _OneToken(block, weights) for block in built}
-    light = {layer: forward for layer, forward in light.items() if _tried(layer, forward, _is_same)}
-    if (trunk := _trunk(model, light)) is not None and _tried(trunk.module, trunk, _is_same_trunk):
+    light = {layer: forward for layer, forward in light.items() if _same(layer, partial(_is_same, forward))}
+    if (trunk := _trunk(model, light)) is not None and _same(trunk.module, partial(_is_same_trunk, trunk)):
         light[trunk.module] = trunk
     return light
 
 
-def _tried(module: nn.Module, forward: Any, is_same: Callable[[Any], bool | None]) -> bool:
-    """Whether `forward` does what the module's own does; tried once."""
-    if module not in _known and (same := is_same(forward)) is not None:
-        _known[module] = same
-    return _known.get(module, False)
 
 
 class _Norm:
@@ -289,8 +285,8 @@ class _Past:
         return torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
 
 
-def _is_same(forward: _OneToken) -> bool | None:
-    """Whether this and the layer's own forward add the same to random numbers; None: no numbers came out."""
+def _is_same(forward: _OneToken) -> tuple[bool, bool]:
+    """Whether this and the layer's own forward add the same to random numbers, and whether that is certain."""
     weight = forward.qkv.weight
     dtype = weight.data.dtype
     random = torch.Generator().manual_seed(0)
@@ -308,8 +304,8 @@ def _is_same(forward: _OneToken) -> bool | None:
     return _close(own, mine)
 
 
-def _is_same_trunk(forward: _OneTokenTrunk) -> bool | None:
-    """Whether this and the trunk's own forward give the same after four tokens."""
+def _is_same_trunk(forward: _OneTokenTrunk) -> tuple[bool, bool]:
+    """Whether this and the trunk's own forward give the same after four tokens, and whether that is certain."""
     module, kinds = forward.module, {kind for _, kind in forward.layers}
     ids = torch.arange(10).view(2, 5) % module.config.get_text_config().vocab_size
     mask = torch.zeros(2, 1, 1, 5, dtype=forward.last.weight.dtype)
@@ -325,7 +321,5 @@ def _is_same_trunk(forward: _OneTokenTrunk) -> bool | None:
     return _close(*made)
 
 
-def _close(own: Tensor, mine: Tensor) -> bool | None:
-    if not own.isfinite().all():
-        return None
-    return bool((own - mine).abs().max() <= CLOSE[own.dtype] * own.abs().max())
+def _close(own: Tensor, mine: Tensor) -> tuple[bool, bool]:
+    return bool((own - mine).abs().max() <= CLOSE[own.dtype] * own.abs().max()), bool(own.isfinite().all())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.adapters import blocks, sums
-from workbench.adapters.weights import Weight
+from workbench.adapters.products import Weight
 from workbench.forwards import replaced
 from workbench.memory import free_bytes
 

@@ -4,7 +4,7 @@ LoRA (Hu et al. 2021, arXiv 2106.09685) adds a product of two thin matrices to a
 precise enough, their sum is made once, in a copy, and a layer costs one matrix product instead of three. Several layers
 that read the same input (queries, keys and values) can have their sums side by side in one copy.
 
-On a CPU a weight of up to `CUT` bytes is laid out in blocks of its outputs (see `workbench.adapters.weights`): small
+On a CPU a weight of up to `CUT` bytes is laid out in blocks of its outputs (see `workbench.adapters.products`): small
 batches go through such a product 1.2 to 1.6 times as fast.
 
 No sum: half-precision layers (it would round a small update away), quantised ones, adapters with more to them (DoRA and
@@ -21,7 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from workbench.adapters.weights import BLOCK, Weight, takes_blocks
+from workbench.adapters.products import BLOCK, Weight, takes_blocks
 
 EXACT = (torch.float32, torch.float64)
 CUT = 6 << 20

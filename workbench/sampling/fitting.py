@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -12,23 +11,17 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from workbench import attention, out_of_memory
 from workbench.sampling.sources import Plain, Slotted
+from workbench.trials import Once
 from workbench.trunk import base_of
 
 CLOSE = {torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """of the largest logit: more is not rounding (otherwise 1e-4)"""
-_known: WeakKeyDictionary[nn.Module, str | None] = WeakKeyDictionary()
+_reasons: Once[str | None] = Once()
 
 
 def why_plain(model: nn.Module, filler: int) -> str | None:
     """Why a model is sampled without a cache; None: it takes slots. Tried once for each model, in eval mode."""
-    if model in _known:
-        return _known[model]
-    why, certain = _unfit(model), True
-    if why is None:
-        why, certain = _tried(model, filler)
-    if certain:
-        _known[model] = why
-    return why
+    return _reasons(model, lambda: (why, True) if (why := _unfit(model)) is not None else _tried(model, filler))
 
 
 def bytes_per_token(model: nn.Module) -> int:

@@ -1,8 +1,8 @@
 """A weight as a CPU multiplies few rows with it fastest: its outputs in blocks of 32.
 
-A matrix product of few rows reads the weight once; what else it costs is mostly to bring the weight into the shape that
-the processor's inner loop takes, which MKL does at every call. Blocks of 32 outputs, (out / 32, in, 32), have that shape
-from the start: for 8 to 32 rows a product takes 0.55 to 0.75 of the time, for hundreds of rows as long as it did.
+A matrix product of few rows reads the weight once; what else it costs is mostly to bring the weight into the shape
+that the processor's inner loop takes, which MKL does at every call. Blocks of 32 outputs, (out / 32, in, 32), have that
+shape from the start: for 8 to 32 rows a product takes 0.55 to 0.75 of the time, for hundreds as long as it did.
 """
 
 from __future__ import annotations
