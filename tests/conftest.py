@@ -5,9 +5,13 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
+# A shell's background job has Ctrl-C ignored, and so has every process that it starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before any import of torch or Hugging Face libraries, and inherited by every process a test starts.
 _hub = tempfile.mkdtemp(prefix="workbench-tests-hub-")
 atexit.register(shutil.rmtree, _hub, ignore_errors=True)

@@ -119,7 +119,8 @@ class GRPOSettings(ReferenceSettings, Settings):
     # the entropy bonus
     entropy_coef: float = knob(0.0, at_least=0.0)
     """weight of the entropy, the mean over the tokens of the update, that is taken off the loss (TRL: the mean of
-    the micro-batches' means); where it adapts: its first value"""
+    the micro-batches' means); where it adapts: its first value. In a step in which no group has an advantage it is
+    all that is left of the loss, and Adam gives it the whole learning rate: the entropy climbs"""
     use_adaptive_entropy: bool = False
     """move entropy_coef by `entropy_coef_delta` after each update: up where the entropy is at or below
     `entropy_target`, else down; an update has the bonus only where the last one's entropy was (Skywork-OR1)"""

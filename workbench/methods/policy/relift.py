@@ -13,6 +13,10 @@ arXiv 2506.07527; settings are those of the authors' code: 8 completions, buffer
 1e-6, rewards 1, 0 and -1 for a bad format. It divides a micro-batch's sum by its padded length; here the divisor is
 rows * `max_new_tokens`. A buffer's batch is one update here. Prompts without a demonstration are not buffered.
 
+Where no group of a step has an advantage, `entropy_coef` is all that the update on completions has, and an optimiser
+like Adam, which divides by the size of gradients, gives it the whole learning rate: on prompts that nobody ever solves
+the entropy climbs without end.
+
 Left out: a teacher that writes demonstrations on demand.
 """
 
