@@ -245,3 +245,7 @@ def test_mind_refuses_a_reward_of_its_names(make_run):
     with pytest.raises(SettingError, match="a reward named 'turn_format'"):
         make_run("mind", rewards=(turn_format,))
     make_run("mind", rewards=(turn_format,), format_weight=0.0)
+    run = make_run("mind", rewards=(fine,))
+    with pytest.raises(SettingError, match="format"):
+        run.set(rewards=[turn_format])
+    run.set(rewards=[turn_format], format_weight=0.0)

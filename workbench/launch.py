@@ -248,6 +248,7 @@ def check_change(
         live = replace(live, data=replace(live.data, task=task), missing=())
         payload["rewards"] = [old, task.spec()["rewards"]]
     if isinstance(live.data, Prompts):
+        engine.method.check_task(live.data.task, live.settings)
         rl_batch.check_overlong(live.data.task.reward_names, live.settings)
     if not payload:
         raise SettingError("Nothing to set: give settings, rewards or weights.")

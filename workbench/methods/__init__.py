@@ -39,6 +39,8 @@ class Method:
     """what to say of prepared data and settings before a run begins; None: nothing"""
     check: Callable[..., None] = lambda policy, settings: None
     """raises, before a run begins, where the method cannot work with this policy and these settings"""
+    check_task: Callable[[Any, Settings], None] = lambda task, settings: None
+    """raises for a task that the method cannot use with these settings: before a run, and where its rewards change"""
     settings: type[Settings] | None = None
     """its settings; None: those that `workbench.settings.METHODS` has under its name"""
     prepare_eval: Callable[..., Any] | None = None

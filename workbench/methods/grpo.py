@@ -81,6 +81,7 @@ def variant(name: str, settings: type, changes: Variant, **more: Any) -> Method:
         "prepare": partial(prepare, changes=changes),
         "loop": partial(loop, changes=changes),
         "preview": partial(preview, changes=changes),
+        "check_task": changes.check,
     }
     return Method(name, "task", evaluate=evaluate, settings=settings, **(parts | more))
 
