@@ -34,10 +34,6 @@ class Weight:
         """Weights of so many outputs each, one after the other; views."""
         return [Weight(part) for part in self.data.split([n // BLOCK if self.blocks else n for n in outs])]
 
-    def plain(self) -> Tensor:
-        """(out, in), a copy where there are blocks."""
-        return self.data.transpose(1, 2).flatten(0, 1) if self.blocks else self.data
-
     def set(self, weight: Tensor, parts: Sequence[tuple[float, Tensor, Tensor]] = ()) -> None:
         """Become `weight` (out, in) + the sum of scaling * B A over `parts`."""
         if not self.blocks:
