@@ -45,6 +45,28 @@ demo = wb.grpo(policy, task, out="runs/pressed", **settings)
 EDIT = "def correct(completions, **kwargs):\n    return [float(len(text) % 4) for text in completions]"
 
 
+WAITS = """
+import time
+from pathlib import Path
+while not Path("enough").exists():
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.slow
+def test_buttons_are_heard_while_a_cell_runs(lab, page):
+    enough = lab.server.root / "enough"
+    enough.unlink(missing_ok=True)
+    lab.open("heard.ipynb", SETUP, "demo.start().show()", WAITS)
+    lab.command("notebook:run-all-cells")
+    page.wait_for_function(DRAWN, arg=1)
+    page.get_by_role("button", name="Pause").click()
+    page.wait_for_function("() => document.querySelector('.wb-status')?.textContent === 'paused'")
+    state = "() => window.jupyterapp.shell.currentWidget.content.model.cells.get(2).executionState"
+    assert page.evaluate(state) == "running"
+    enough.touch()
+
+
 @pytest.mark.slow
 def test_presses_are_acknowledged_while_a_run_trains_and_are_in_the_store(lab, page, shot):
     lab.open("controls.ipynb", SETUP, "demo.show()", "demo.start()", EDIT, "demo.stop()")
