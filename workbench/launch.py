@@ -15,7 +15,6 @@ from workbench import settings as settings_of
 from workbench.data import Rows
 from workbench.engine import Engine, Live
 from workbench.errors import SettingError
-from workbench.methods import rl_batch
 from workbench.methods.grpo import Prompts
 from workbench.policy import Policy
 from workbench.run import Run
@@ -249,7 +248,6 @@ def check_change(
         payload["rewards"] = [old, task.spec()["rewards"]]
     if isinstance(live.data, Prompts):
         engine.method.check_task(live.data.task, live.settings)
-        rl_batch.check_overlong(live.data.task.reward_names, live.settings)
     if not payload:
         raise SettingError("Nothing to set: give settings, rewards or weights.")
     return live, payload

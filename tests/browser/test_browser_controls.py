@@ -55,8 +55,6 @@ while not Path("enough").exists():
 
 @pytest.mark.slow
 def test_buttons_are_heard_while_a_cell_runs(lab, page):
-    enough = lab.server.root / "enough"
-    enough.unlink(missing_ok=True)
     lab.open("heard.ipynb", SETUP, "demo.start().show()", WAITS)
     lab.command("notebook:run-all-cells")
     page.wait_for_function(DRAWN, arg=1)
@@ -64,7 +62,7 @@ def test_buttons_are_heard_while_a_cell_runs(lab, page):
     page.wait_for_function("() => document.querySelector('.wb-status')?.textContent === 'paused'")
     state = "() => window.jupyterapp.shell.currentWidget.content.model.cells.get(2).executionState"
     assert page.evaluate(state) == "running"
-    enough.touch()
+    (lab.server.root / "enough").touch()
 
 
 @pytest.mark.slow

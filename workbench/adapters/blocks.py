@@ -73,8 +73,6 @@ def forwards(
     return light
 
 
-
-
 class _Norm:
     """RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467) as three operations: x * w sqrt(D) / sqrt(|x|^2 + D eps)."""
 
@@ -97,8 +95,7 @@ class _Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, out) for `x` (B, in)."""
-        made = self.weight(x)
-        return made if self.bias is None else made.add_(self.bias)
+        return self.weight(x, self.bias)
 
     def added(self, x: Tensor, base: Tensor) -> Tensor:
         """`base` (B, out) and the product."""

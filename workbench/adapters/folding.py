@@ -84,8 +84,7 @@ def _size(groups: list[tuple[nn.Module, list[sums.Sum]]]) -> int:
 
 
 def _forward(weight: Weight, bias: Tensor | None, x: Tensor, *args: Any, **inputs: Any) -> Tensor:
-    made = weight(x)
-    return made if bias is None else made.add_(bias)
+    return weight(x, bias)
 
 
 def _room(device: torch.device) -> int:

@@ -45,12 +45,13 @@ class Weight:
         for scaling, b, a in parts:
             self.data.baddbmm_(a.t().expand(len(self.data), -1, -1), _blocks(b), alpha=scaling)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., out) for `x` (..., in)."""
         if not self.blocks:
-            return torch.nn.functional.linear(x, self.data)
+            return torch.nn.functional.linear(x, self.data, bias)
         made = self.apart(x.reshape(-1, self.inputs))
-        return made.transpose(0, 1).reshape(*x.shape[:-1], len(made) * BLOCK)
+        made = made.transpose(0, 1).reshape(*x.shape[:-1], len(made) * BLOCK)
+        return made if bias is None else made.add_(bias)
 
     def apart(self, x: Tensor) -> Tensor:
         """The product of `x` (rows, in) block by block, (blocks, rows, BLOCK)."""

@@ -81,7 +81,7 @@ def variant(name: str, settings: type, changes: Variant, **more: Any) -> Method:
         "prepare": partial(prepare, changes=changes),
         "loop": partial(loop, changes=changes),
         "preview": partial(preview, changes=changes),
-        "check_task": changes.check,
+        "check_task": partial(check_task, changes=changes),
     }
     return Method(name, "task", evaluate=evaluate, settings=settings, **(parts | more))
 
@@ -94,11 +94,16 @@ class Prompts:
     prompts: list[tokenise.PromptTokens]
 
 
+def check_task(task: Task, settings, changes: Variant = PLAIN) -> None:
+    """Raises DataError or SettingError for a task that the method cannot use with these settings."""
+    changes.check(task, settings)
+    rl_batch.check_overlong(task.reward_names, settings)
+
+
 def prepare(tokenizer, task: Task, settings, changes: Variant = PLAIN) -> Prompts:
     """Tokenised prompts. Raises DataError where a prompt cannot be used, SettingError where a setting would add a
     reward under a name that the task has."""
-    changes.check(task, settings)
-    rl_batch.check_overlong(task.reward_names, settings)
+    check_task(task, settings, changes)
     made = []
     for i, row in enumerate(task.rows):
         try:
@@ -171,4 +176,4 @@ def preview(ctx: Context, rollouts: Rollouts, changes: Variant = PLAIN) -> updat
     return outcome
 
 
-METHOD = Method("grpo", "task", prepare, loop, evaluate, preview)
+METHOD = Method("grpo", "task", prepare, loop, evaluate, preview, check_task=check_task)

@@ -38,12 +38,12 @@ from functools import partial
 import numpy as np
 
 from workbench import tokenise, update, worker
-from workbench.errors import DataError, SettingError
+from workbench.errors import DataError
 from workbench.evaluation import mean
 from workbench.judges.local import ModelJudge, Verdict, context_of
 from workbench.judges.prompts import COMPARE, LEAD, JudgePrompt, problem
 from workbench.mask_report import MaskReport
-from workbench.methods import Method, dpo, grpo, reference
+from workbench.methods import Method, dpo, grpo, reference, rl_batch
 from workbench.methods.context import Context, Step
 from workbench.methods.evaluate import evaluate_task, sample, score
 from workbench.methods.rounds import describe
@@ -90,10 +90,13 @@ class SelfJudgmentSettings(DPOSettings):
         return super().problem()
 
 
+def check_task(task, settings: SelfJudgmentSettings) -> None:
+    rl_batch.check_free([JUDGE], task.reward_names, "self_judgment")
+
+
 def prepare(tokenizer, task, settings: SelfJudgmentSettings) -> grpo.Prompts:
     """The tokenised prompts. Raises DataError where one cannot be used."""
-    if JUDGE in task.reward_names:
-        raise SettingError("self_judgment adds a reward named 'judge', and the task has one: give it another name.")
+    check_task(task, settings)
     made = grpo.prepare(tokenizer, task, settings)
     ModelJudge(tokenizer, None, asked(settings)).option_ids(settings.judge_options)
     return made
@@ -193,4 +196,6 @@ def preview(ctx: Context, rollouts: Rollouts) -> update.Outcome:
     return dpo.preview(ctx, data)
 
 
-METHOD = Method("self_judgment", "task", prepare, loop, evaluate, preview, settings=SelfJudgmentSettings)
+METHOD = Method(
+    "self_judgment", "task", prepare, loop, evaluate, preview, check_task=check_task, settings=SelfJudgmentSettings
+)
