@@ -41,6 +41,7 @@ class Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.seen.append(SimpleNamespace(path=self.path, headers=dict(self.headers), **request))
             server.now += 1
+            self.counted = True
             server.most = max(server.most, server.now)
             again = sum(r.messages == request["messages"] for r in server.seen) > 1
         asked = re.search(r"do: (.*)", request["messages"][0]["content"])
@@ -50,7 +51,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             with server.lock:
-                server.now -= 1
+                server.now -= self.counted
 
     def act(self, what: str, again: bool) -> None:
         verb, _, rest = what.partition(" ")
@@ -66,6 +67,9 @@ class Handler(BaseHTTPRequestHandler):
             self.act("say Score: 9" if again else rest, again)
         elif verb == "slow":
             time.sleep(SLOW)
+            with self.server.lock:  # whoever has the answer may ask again before this handler ends
+                self.server.now -= 1
+                self.counted = False
             self.send(chat_completion(rest))
         elif verb == "hang":
             self.server.over.wait(30)
