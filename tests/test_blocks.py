@@ -8,7 +8,7 @@ from torch import nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from tests.models import noisy_adapter, tiny_policy
-from workbench.adapters import blocks, folding
+from workbench.adapters import blocks, folding, sums
 from workbench.adapters.folding import folded
 
 TEXTS = ["Hello", "What is 12 + 30?", "a"]
@@ -37,11 +37,12 @@ def light(policy, kind=blocks._OneToken):
     return [n for n, m in policy.model.named_modules() if isinstance(m.__dict__.get("forward"), kind)]
 
 
-def compared(policy, monkeypatch):
+def compared(policy, monkeypatch, rows=12):
     """What sampling with and without gives: whether the tokens agree, and how far log-probs are apart, by norm."""
-    ours = policy.sample(TEXTS, n=4, max_new_tokens=30)
+    texts, n = (TEXTS, rows // 3) if rows >= 3 else (TEXTS[:1], rows)
+    ours = policy.sample(texts, n=n, max_new_tokens=30)
     monkeypatch.setattr(folding, "PAYS", 1000)
-    plain = policy.sample(TEXTS, n=4, max_new_tokens=30)
+    plain = policy.sample(texts, n=n, max_new_tokens=30)
     a, b = (np.concatenate(rollouts.logprob) for rollouts in (ours, plain))
     return ours.ids == plain.ids, np.linalg.norm(a - b) / np.linalg.norm(b)
 
@@ -55,6 +56,24 @@ def test_usual_layers_draw_what_they_drew(tmp_path, monkeypatch, case):
     same, apart = compared(policy, monkeypatch)
     assert same and 0 < apart < 1e-5
     assert light(policy) == []
+
+
+@pytest.mark.parametrize("rows, parts", [(2, [2, 2]), (1, [1, 1])])
+@pytest.mark.parametrize("case", ["llama", "biases"])
+def test_what_a_layer_is_given_stays_and_what_it_makes_is_its_own(tmp_path, monkeypatch, rows, parts, case):
+    policy = policy_of(tmp_path / "m", hidden_size=64, intermediate_size=96, **USUAL[case][1])
+    with folded(policy.model, rows=rows):
+        layers = [m.__dict__["forward"] for m in policy.model.modules() if "forward" in m.__dict__]
+        layers = [layer for layer in layers if isinstance(layer, blocks._OneToken)]
+        assert [layer.parts for layer in layers] == parts
+        x = torch.randn(rows, 1, 64)
+        before, past = x.clone(), blocks._Past(*torch.randn(2, rows, layers[0].keys, 3, layers[0].width))
+        turn = (torch.ones(rows, 1, layers[0].width), torch.zeros(rows, 1, layers[0].width))
+        inputs = {"attention_mask": torch.zeros(rows, 1, 1, 4), "position_embeddings": turn, "past_key_values": past}
+        made, own = (f(x, **inputs) for f in (layers[0], layers[0].own))
+    assert torch.equal(x, before) and torch.allclose(made, own, rtol=1e-4, atol=1e-5)
+    same, apart = compared(policy, monkeypatch, rows)
+    assert same and 0 < apart < 1e-5
 
 
 def test_in_float64_it_is_exact_to_rounding(tmp_path, monkeypatch):
@@ -136,12 +155,14 @@ def test_weights_that_are_no_numbers_are_not_remembered(tmp_path):
 def test_bytes_are_those_that_are_made(tmp_path):
     policy = policy_of(tmp_path / "m")
     with folded(policy.model):
-        made = {
-            (storage := forward.args[0].data.untyped_storage()).data_ptr(): storage.nbytes()
+        made = [
+            forward.args[0].data.nbytes
             for module in policy.model.modules()
             if (forward := module.__dict__.get("forward")) is not None and hasattr(forward, "args")
-        }
-    assert folding.size(policy.model) == sum(made.values()) > 0
+        ]
+        (kept,) = sums._buffers[policy.model].values()
+    assert folding.size(policy.model) == sum(made) > 0
+    assert 0 <= len(kept) - sum(made) < sums.LINE * len(made)
     assert folding.size(policy.model, folding.PAYS - 1) == 0
 
 

@@ -58,13 +58,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("cut", [sums.CUT, 0])
-def test_folding_changes_no_logit(tmp_path, monkeypatch, case, cut):
-    monkeypatch.setattr(sums, "CUT", cut)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_folding_changes_no_logit(tmp_path, case, rows):
     kind, config, changes = CASES[case]
     policy = attached(tmp_path / "m", kind, changes, **config)
     before, plain = state(policy), logits(policy)
-    with folded(policy.model):
+    with folded(policy.model, rows=rows):
         assert any(name.endswith(("q_proj", "c_attn")) for name in replaced(policy))
         inside = logits(policy)
         assert not torch.equal(inside, plain), "nothing was folded"
@@ -84,6 +83,8 @@ def test_the_sum_is_that_of_peft(tmp_path):
             assert torch.allclose(plain(made), expected, rtol=1e-6, atol=1e-7)
             cut.append(made.blocks)
     assert len(layers) == 14 and cut.count(True) == 8, "keys and values have 16 outputs, and queries go with them"
+    with folded(policy.model, rows=1):
+        assert not any(layer.forward.args[0].blocks for layer in layers)
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 3), (1,), (0,)])
@@ -164,24 +165,34 @@ def test_an_error_inside_puts_everything_back(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt), folded(policy.model):
         raise KeyboardInterrupt
     assert_untouched(policy, before)
-    done = sums.made
+    done = Weight.set
 
-    def runs_out(owner, group, left=[3]):  # noqa: B006
+    def runs_out(weight, *given, left=[3]):  # noqa: B006
         left[0] -= 1
         if left[0] < 0:
             raise torch.OutOfMemoryError("full")
-        return done(owner, group)
+        done(weight, *given)
 
-    monkeypatch.setattr(sums, "made", runs_out)
+    monkeypatch.setattr(Weight, "set", runs_out)
     with pytest.raises(torch.OutOfMemoryError), folded(policy.model):
         pass
     assert_untouched(policy, before)
 
 
 def test_it_is_left_where_it_does_not_fit_or_pay(tmp_path, monkeypatch):
-    policy = attached(tmp_path / "m")
+    policy = attached(tmp_path / "m", changes={"vocab_size": 288})
     with folded(policy.model, folding.PAYS - 1):
         assert replaced(policy) == []
+    whole = folding.size(policy.model)
+    head = policy.model.get_output_embeddings().weight.nbytes
+    assert folding.size(policy.model, rows=1) == whole - head, "a head without an adapter gains only by its layout"
+    monkeypatch.setattr(folding, "MOST", whole - 1)
+    with folded(policy.model):
+        assert replaced(policy) and not any(name.endswith("lm_head") for name in replaced(policy))
+    monkeypatch.setattr(folding, "MOST", 2 * whole)
+    for free in (2 * whole - 2, None):
+        monkeypatch.setattr(folding, "free_bytes", lambda device, free=free: free)
+        assert folding.size(policy.model) == (whole - head if free else whole)
     monkeypatch.setattr(folding, "MOST", 1000)
     with folded(policy.model):
         assert replaced(policy) == []
@@ -192,12 +203,13 @@ def test_buffers_are_kept_only_while_small(tmp_path, monkeypatch):
     layer = next(m for m in policy.model.modules() if type(m) is peft.tuners.lora.Linear)
     with folded(policy.model):
         first = layer.forward.args[0].data.data_ptr()
+    assert policy.model in sums._buffers
     with folded(policy.model):
         assert layer.forward.args[0].data.data_ptr() == first
     monkeypatch.setattr(folding, "KEPT", 0)
     with folded(policy.model):
         pass
-    assert layer not in sums._buffers
+    assert policy.model not in sums._buffers
 
 
 def test_gradients_after_sampling_are_those_before(tmp_path):

@@ -113,7 +113,7 @@ def drawn(policy: Any, prompts: Sequence[int], settings: Any) -> tuple[int, int]
     """What sampling holds beside keys and values: folded weights, and what a token takes. Two tokens are drawn."""
     rows, each = places(prompts, settings), min(settings.group_size, decoder.ROWS)
     short = [PromptTokens("", [policy.filler] * SHORT)] * max(1, rows // each)
-    fold = folding.size(policy.model, settings.max_new_tokens)
+    fold = folding.size(policy.model, settings.max_new_tokens, rows)
     with policy.at_rest():
         tried = cache(policy, len(short) * each, [SHORT], 2)
         record = ledger.recorded(lambda: _drawn(policy, short, each, settings))

@@ -383,7 +383,7 @@ class Policy:
         if len(keys) != len(prompts) * n:
             raise SettingError(f"sample_prompts: {len(keys)} keys for {len(prompts)} prompts of {n} samples.")
         self.check_lengths(prompts, max_new_tokens)
-        with self.at_rest(), folding.folded(self.model, max_new_tokens):
+        with self.at_rest(), folding.folded(self.model, max_new_tokens, len(keys)):
             drawn = decoder.decode(
                 self.model,
                 [prompt.ids for prompt in prompts],

@@ -84,6 +84,7 @@ class _Norm:
         self.least = torch.tensor(sqrt(width * _epsilon(norms[0][0])), dtype=self.weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Of `x` (..., D)."""
         return (x / torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), self.least)).mul_(self.weight)
 
 
@@ -98,12 +99,12 @@ class _Product:
         return self.weight(x, self.bias)
 
     def added(self, x: Tensor, base: Tensor) -> Tensor:
-        """`base` (B, out) and the product."""
+        """`base` (parts, B, out / parts) and the product, laid out as `base`, which is lost."""
         if self.weight.blocks:
-            made = torch.add(_cut(base), self.weight.apart(x).transpose(0, 1)).flatten(1)
+            made = base.baddbmm_(x.expand(len(base), -1, -1), self.weight.data)
         else:
-            made = torch.addmm(base, x, self.weight.data.t())
-        return made if self.bias is None else made.add_(self.bias)
+            made = torch.addmm(base[0], x, self.weight.data.t())[None]
+        return made if self.bias is None else made.add_(self.bias.view(len(base), 1, -1))
 
     def gated(self, x: Tensor) -> Tensor:
         """silu of the first half of the outputs, times the second: (B, out / 2)."""
@@ -141,6 +142,8 @@ class _OneToken:
             _Product(weights[owner], block.groups[owner])
             for owner in (attention, attention.o_proj, mlp, mlp.down_proj)
         )
+        self.parts = len(self.down.weight.data) if self.down.weight.blocks else 1
+        """what layers hand on is cut into parts as the products that add to it are, so that these add in place"""
 
     def __call__(
         self,
@@ -158,9 +161,13 @@ class _OneToken:
                 past_key_values=past_key_values,
                 **inputs,
             )
-        x = hidden_states[:, 0]
-        x = self.out.added(self._attended(self.before(x), attention_mask, position_embeddings, past_key_values), x)
-        return self.down.added(self.gate_up.gated(self.between(x)), x)[:, None]
+        x = _parted(hidden_states[:, 0], self.parts)
+        return _whole(self.through(x, attention_mask, position_embeddings, past_key_values))[:, None]
+
+    def through(self, x: Tensor, mask: Tensor | None, turn: tuple[Tensor, Tensor], past: Any) -> Tensor:
+        """What the layer makes of `x` (parts, B, D / parts), which is lost."""
+        x = self.out.added(self._attended(self.before(_whole(x)), mask, turn, past), x)
+        return self.down.added(self.gate_up.gated(self.between(_whole(x))), x)
 
     def _attended(self, x: Tensor, mask: Tensor | None, turn: tuple[Tensor, Tensor], past: Any) -> Tensor:
         """(B, queries * width): what the queries found."""
@@ -204,9 +211,10 @@ class _OneTokenTrunk:
         x = self.module.embed_tokens(input_ids)
         turn = self.module.rotary_emb(x, position_ids)
         with torch.inference_mode():  # no bookkeeping for gradients; nothing that is made in here is kept
+            x = _parted(x[:, 0], self.layers[0][0].parts)
             for layer, kind in self.layers:
-                x = layer(x, ready[kind] if kind in ready else ready[""], turn, past_key_values)
-            x = self.last(x)
+                x = layer.through(x, ready[kind] if kind in ready else ready[""], turn, past_key_values)
+            x = self.last(_whole(x))[:, None]
         return BaseModelOutputWithPast(last_hidden_state=x, past_key_values=past_key_values)
 
 
@@ -222,6 +230,16 @@ def _trunk(model: nn.Module, light: Mapping[nn.Module, _OneToken]) -> _OneTokenT
     if len(kinds) != len(module.layers):
         return None
     return _OneTokenTrunk(module, [(light[layer], kind) for layer, kind in zip(module.layers, kinds, strict=True)])
+
+
+def _parted(x: Tensor, parts: int) -> Tensor:
+    """(B, D) as (parts, B, D / parts), a copy."""
+    return x.unflatten(-1, (parts, -1)).transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+
+def _whole(x: Tensor) -> Tensor:
+    """(parts, B, D / parts) as (B, D)."""
+    return x.transpose(0, 1).flatten(1)
 
 
 def _cut(x: Tensor) -> Tensor:

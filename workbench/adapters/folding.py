@@ -24,24 +24,26 @@ from workbench.memory import free_bytes
 SHARE = 0.25
 """of a GPU's free memory that folded weights may take"""
 MOST = 4 << 30
-"""bytes of folded weights at most, on a device that cannot say what is free"""
+"""bytes of folded weights at most on other devices, and no more than half of what is free"""
 PAYS = 8
 """tokens a row from which it pays: folding takes about as long as one or two of them"""
+ROWS = 2
+"""rows from which weights are laid out in blocks: through those a single row is slower"""
 KEPT = 256 << 20
 """bytes of buffers that are kept for the next time (what stands in them is never used again)"""
 
 
 @contextmanager
-def folded(model: nn.Module, tokens: int = PAYS) -> Iterator[None]:
+def folded(model: nn.Module, tokens: int = PAYS, rows: int = ROWS) -> Iterator[None]:
     """Within the block layers of `model` compute with folded weights; afterwards they are as they were.
 
-    Weights must not change within it. For fewer `tokens` a row than pay, and where the copies do not fit comfortably,
-    the model runs as it is.
+    Weights must not change within it. `tokens` a row and `rows`: how many it is for. For fewer tokens than pay, and
+    where the copies do not fit comfortably, the model runs as it is.
     """
-    built, groups = _planned(model, tokens)
+    built, groups = _planned(model, tokens, rows)
     try:
         with torch.no_grad():
-            weights = {owner: sums.made(owner, group) for owner, group in groups}
+            weights = sums.made(model, groups, rows >= ROWS)
             forwards = {
                 part.layer: partial(_forward, weight, part.bias)
                 for owner, group in groups
@@ -53,30 +55,32 @@ def folded(model: nn.Module, tokens: int = PAYS) -> Iterator[None]:
             yield
     finally:
         if _size(groups) > KEPT:
-            forget(model)
+            sums.forget(model)
 
 
-def size(model: nn.Module, tokens: int = PAYS) -> int:
+def size(model: nn.Module, tokens: int = PAYS, rows: int = ROWS) -> int:
     """Bytes of the weights that `folded` makes."""
-    return _size(_planned(model, tokens)[1])
+    return _size(_planned(model, tokens, rows)[1])
 
 
-def forget(model: nn.Module) -> None:
-    """Lets go of the buffers that are kept for `model`."""
-    sums.forget(model.modules())
-
-
-def _planned(model: nn.Module, tokens: int) -> tuple[list[blocks.Block], list[tuple[nn.Module, list[sums.Sum]]]]:
+def _planned(
+    model: nn.Module, tokens: int, rows: int
+) -> tuple[list[blocks.Block], list[tuple[nn.Module, list[sums.Sum]]]]:
     """Decoder layers that may take one token in few operations, and all weights to make: what owns them, what they
     sum."""
     found = sums.find(model) if tokens >= PAYS else {}
     built = blocks.found(model, found)
     within = {part.layer for block in built for group in block.groups.values() for part in group}
     groups = [(owner, group) for block in built for owner, group in block.groups.items()]
-    groups += [(layer, [part]) for layer, part in found.items() if layer not in within and part.gains()]
-    if _size(groups) > _room(next(model.parameters()).device):
-        return [], []
-    return built, groups
+    others = [(layer, [part]) for layer, part in found.items() if layer not in within]
+    groups += [(layer, group) for layer, group in others if group[0].parts]
+    # of what has no adapter a copy is made for its layout alone
+    more = [(layer, group) for layer, group in others if not group[0].parts and rows >= ROWS and sums.can_be_cut(group)]
+    room = _room(next(model.parameters()).device)
+    for chosen in (groups + more, groups):
+        if _size(chosen) <= room:
+            return built, chosen
+    return [], []
 
 
 def _size(groups: list[tuple[nn.Module, list[sums.Sum]]]) -> int:
@@ -88,4 +92,7 @@ def _forward(weight: Weight, bias: Tensor | None, x: Tensor, *args: Any, **input
 
 
 def _room(device: torch.device) -> int:
-    return int(SHARE * free_bytes(device)) if device.type == "cuda" else MOST
+    free = free_bytes(device)
+    if device.type == "cuda":
+        return int(SHARE * free)
+    return MOST if free is None else min(MOST, free // 2)

@@ -49,9 +49,10 @@ class Weight:
         """(..., out) for `x` (..., in)."""
         if not self.blocks:
             return torch.nn.functional.linear(x, self.data, bias)
-        made = self.apart(x.reshape(-1, self.inputs))
-        made = made.transpose(0, 1).reshape(*x.shape[:-1], len(made) * BLOCK)
-        return made if bias is None else made.add_(bias)
+        made = self.apart(x.reshape(-1, self.inputs)).transpose(0, 1)
+        if bias is not None:
+            made = torch.add(made, bias.view(-1, BLOCK), out=made.new_empty(made.shape))
+        return made.reshape(*x.shape[:-1], self.data.shape[0] * BLOCK)
 
     def apart(self, x: Tensor) -> Tensor:
         """The product of `x` (rows, in) block by block, (blocks, rows, BLOCK)."""

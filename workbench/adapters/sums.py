@@ -4,8 +4,9 @@ LoRA (Hu et al. 2021, arXiv 2106.09685) adds a product of two thin matrices to a
 precise enough, their sum is made once, in a copy, and a layer costs one matrix product instead of three. Several layers
 that read the same input (queries, keys and values) can have their sums side by side in one copy.
 
-On a CPU a weight of up to `CUT` bytes is laid out in blocks of its outputs (see `workbench.adapters.products`): small
-batches go through such a product 1.2 to 1.6 times as fast.
+On a CPU a copy can be laid out in blocks of its outputs (see `workbench.adapters.products`): 4 to 64 rows go through
+such a product 1.2 to 2.6 times as fast, a single one somewhat slower. All copies of a model lie in one piece of memory,
+in large pages where the system has them (see `workbench.adapters.pages`): every token reads all of it.
 
 No sum: half-precision layers (it would round a small update away), quantised ones, adapters with more to them (DoRA and
 other variants, biases of B), merged ones and layers with hooks.
@@ -21,13 +22,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from workbench.adapters import pages
 from workbench.adapters.products import BLOCK, Weight, takes_blocks
 
 EXACT = (torch.float32, torch.float64)
-CUT = 6 << 20
-"""bytes of a weight up to which it is cut into blocks on a CPU; single rows go slower through larger ones"""
-_buffers: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
-"""by the layer, or the module around several, whose weight they hold"""
+LINE = 64
+"""bytes: a weight begins where a line of the processor's caches does"""
+_buffers: WeakKeyDictionary[nn.Module, dict[torch.device, Tensor]] = WeakKeyDictionary()
+"""by model the memory of its weights on each device"""
 
 
 @dataclass
@@ -43,45 +45,58 @@ class Sum:
         """Of the weight."""
         return self.weight.numel() * self.weight.element_size()
 
-    def gains(self) -> bool:
-        """Whether a copy is faster than the layer itself."""
-        return bool(self.parts) or _is_cut([self])
-
 
 def find(model: nn.Module) -> dict[nn.Module, Sum]:
     """The layers of `model` that are plain sums, also of nothing but their weight."""
     return {found.layer: found for found in _found(model)}
 
 
-def made(owner: nn.Module, sums: Sequence[Sum]) -> Weight:
-    """The weights (out, in) of these sums, one after the other, as one; in memory that belongs to `owner`."""
-    first, outs = sums[0].weight, [len(s.weight) for s in sums]
-    shape = [sum(outs), first.shape[1]]
-    if _is_cut(sums):
-        shape = [shape[0] // BLOCK, shape[1], BLOCK]
-    whole = _buffers.get(owner)
-    if whole is None or (list(whole.shape), whole.dtype, whole.device) != (shape, first.dtype, first.device):
-        whole = _buffers[owner] = torch.empty(shape, dtype=first.dtype, device=first.device)
-    weight = Weight(whole)
-    for part, each in zip(sums, weight.split(outs), strict=True):
-        each.set(part.weight, part.parts)
-    return weight
+def made(model: nn.Module, groups: Sequence[tuple[nn.Module, Sequence[Sum]]], cut: bool) -> dict[nn.Module, Weight]:
+    """By owner the weights (out, in) of its sums, one after the other, as one; in memory that is kept for `model`.
+
+    `cut`: those that can be are laid out in blocks.
+    """
+    starts, sizes = [], {}
+    for _, group in groups:
+        device = group[0].weight.device
+        starts.append(sizes.get(device, 0))
+        sizes[device] = starts[-1] + -(-sum(part.bytes() for part in group) // LINE) * LINE
+    buffers = _kept(model, sizes)
+    weights = {}
+    for (owner, group), start in zip(groups, starts, strict=True):
+        first, outs = group[0].weight, [len(part.weight) for part in group]
+        shape = (sum(outs), first.shape[1])
+        if cut and can_be_cut(group):
+            shape = (shape[0] // BLOCK, shape[1], BLOCK)
+        room = buffers[first.device][start : start + sum(part.bytes() for part in group)]
+        weights[owner] = weight = Weight(room.view(first.dtype).view(shape))
+        for part, each in zip(group, weight.split(outs), strict=True):
+            each.set(part.weight, part.parts)
+    return weights
 
 
-def forget(modules: Iterator[nn.Module]) -> None:
-    """Lets go of the copies of these modules."""
-    for module in modules:
-        _buffers.pop(module, None)
+def forget(model: nn.Module) -> None:
+    """Lets go of the memory that is kept for `model`."""
+    _buffers.pop(model, None)
+
+
+def _kept(model: nn.Module, sizes: dict[torch.device, int]) -> dict[torch.device, Tensor]:
+    """So many bytes on each device, those of the last time if they are as many."""
+    kept = _buffers.get(model)
+    if kept is None or {device: len(buffer) for device, buffer in kept.items()} != sizes:
+        forget(model)
+        kept = _buffers[model] = {device: pages.empty(size, device) for device, size in sizes.items()}
+    return kept
+
+
+def can_be_cut(sums: Sequence[Sum]) -> bool:
+    """Whether their weights can lie in blocks, and are where that helps."""
+    return sums[0].weight.device.type == "cpu" and takes_blocks([part.weight for part in sums])
 
 
 def is_free(module: nn.Module) -> bool:
     """Whether a module has no hooks and its class's own forward."""
     return "forward" not in module.__dict__ and not module._forward_hooks and not module._forward_pre_hooks
-
-
-def _is_cut(sums: Sequence[Sum]) -> bool:
-    small = sum(s.bytes() for s in sums) <= CUT
-    return small and sums[0].weight.device.type == "cpu" and takes_blocks([s.weight for s in sums])
 
 
 def _found(model: nn.Module) -> Iterator[Sum]:
