@@ -288,7 +288,7 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     """The arguments all benchmarks have."""
     made = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     made.add_argument("--small", action="store_true", help="tiny sizes, to see that it works; the numbers mean nothing")
-    made.add_argument("--rounds", type=int, default=3, help="turns of each side that count (3)")
+    made.add_argument("--rounds", type=int, default=5, help="turns of each side that count (5)")
     made.add_argument("--models", help="only these, as in 256x6 or 256x6,512x8")
     made.add_argument("--threads", type=int, help="threads of torch (its own choice)")
     return made
