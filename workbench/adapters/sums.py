@@ -56,6 +56,8 @@ def made(model: nn.Module, groups: Sequence[tuple[nn.Module, Sequence[Sum]]], cu
 
     `cut`: those that can be are laid out in blocks.
     """
+    if not groups:
+        return {}
     starts, sizes = [], {}
     for _, group in groups:
         device = group[0].weight.device
