@@ -56,8 +56,9 @@ def test_where_there_are_none_it_is_ordinary_memory(monkeypatch):
     def refused(*args, **inputs):
         raise OSError(22, "Invalid argument")
 
-    monkeypatch.setattr(pages.mmap, "mmap", refused)
-    room = pages.empty(2 * pages.PAGE, CPU).fill_(3)
+    with monkeypatch.context() as patch:
+        patch.setattr(pages.mmap, "mmap", refused)
+        room = pages.empty(2 * pages.PAGE, CPU).fill_(3)
     assert len(room) == 2 * pages.PAGE and int(room[-1]) == 3
     monkeypatch.delattr(pages.mmap, "MADV_HUGEPAGE", raising=sys.platform == "linux")
     assert len(pages.empty(pages.PAGE, CPU)) == pages.PAGE

@@ -72,10 +72,10 @@ def _planned(
     built = blocks.found(model, found)
     within = {part.layer for block in built for group in block.groups.values() for part in group}
     groups = [(owner, group) for block in built for owner, group in block.groups.items()]
-    others = [(layer, [part]) for layer, part in found.items() if layer not in within]
-    groups += [(layer, group) for layer, group in others if group[0].parts]
+    others = [part for layer, part in found.items() if layer not in within]
+    groups += [(part.layer, [part]) for part in others if part.parts]
     # of what has no adapter a copy is made for its layout alone
-    more = [(layer, group) for layer, group in others if not group[0].parts and rows >= ROWS and sums.can_be_cut(group)]
+    more = [(part.layer, [part]) for part in others if not part.parts and rows >= ROWS and sums.can_be_cut([part])]
     room = _room(next(model.parameters()).device)
     for chosen in (groups + more, groups):
         if _size(chosen) <= room:
